@@ -1,0 +1,55 @@
+"""The benchmarks: how a question is asked, and when an answer is right.
+
+Each item of data/raw/benchmarks is asked three ways: as a chat turn whose greedy answer is read, as a worked-examples prompt
+that needs no chat markup (the fair way to ask a base model), and as a choice between given answers by their probability.
+"""
+
+import math
+from collections import defaultdict
+from pathlib import Path
+
+from pyarrow import parquet
+
+from stages import skills
+
+SHOTS = 3
+
+
+def load(split: str, folder: Path = Path("data/raw/benchmarks")) -> tuple[list[dict], dict[str, list[dict]]]:
+    """The items of a split, and the worked examples of each subject (from the dev split)."""
+    rows = [row for path in sorted(folder.glob("*.parquet")) for row in parquet.read_table(path).to_pylist()]
+    examples = defaultdict(list)
+    for row in rows:
+        if row["split"] == "dev":
+            examples[row["subject"]].append(row)
+    return [row for row in rows if row["split"] == split], examples
+
+
+def right(item: dict) -> str:
+    return item["choices"][item["answer"]]
+
+
+def few_shot(item: dict, examples: dict[str, list[dict]]) -> str:
+    """Worked examples of the same subject, then the question, in plain text."""
+    shots = [f"سؤال: {shot['question']}\nجواب: {right(shot)}\n" for shot in examples[item["subject"]][:SHOTS]]
+    return "".join(shots) + f"سؤال: {item['question']}\nجواب:"
+
+
+def is_right(item: dict, text: str) -> bool:
+    """Exact match of what the answer says, in either of the two good forms."""
+    return skills.content(text.strip()) == right(item)
+
+
+def is_sentence(text: str) -> bool:
+    return skills.is_sentence(text.strip())
+
+
+def chance(subject: str) -> float:
+    """Exact match of a blind pick among the answers that stand in the question; 0 where none does."""
+    return skills.FAMILIES[subject].chance
+
+
+def proportion(hits: list[bool]) -> dict[str, float | int]:
+    """A share with its standard error √(p(1−p)/n)."""
+    share = sum(hits) / len(hits)
+    return {"value": round(share, 4), "stderr": round(math.sqrt(share * (1 - share) / len(hits)), 4), "n": len(hits)}

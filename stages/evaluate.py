@@ -1,0 +1,159 @@
+"""Evaluate one checkpoint on held-out data → metrics/<checkpoint>.json and data/predictions/<checkpoint>.parquet.
+
+python -m stages.evaluate base | sft | dpo | refine-<method>
+"""
+
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from stages import arabic, benchmarks
+from stages.files import replace_file, write_json
+from stages.params import stage
+from stages.prompts import TEMPLATES
+
+FORMATTED = Path("data/formatted")
+
+
+def main(checkpoint: str) -> None:
+    with stage("evaluate_refined" if checkpoint.startswith("refine-") else "evaluate", checkpoint) as params:
+        from stages import modeling, scoring
+
+        # 1. model and data
+        tokenizer = modeling.load_tokenizer(params.prompt)
+        folder = None if checkpoint == "base" else Path("models") / checkpoint
+        model = modeling.load_checkpoint(params.chosen_model.weights, folder).eval()
+        template, size = TEMPLATES[params.prompt.template], params.evaluate.batch_size
+        items, examples = benchmarks.load(params.evaluate.split)
+
+        # 2. answers: as chat, after worked examples, and as a choice
+        def ask(prompts, stops, title):
+            return scoring.generate(model, tokenizer, prompts, stops, size, params.evaluate.max_new_tokens, title)
+
+        def score(pairs, title):
+            return scoring.score(model, tokenizer, pairs, size, title)
+
+        chats = [template.render([{"role": "user", "content": item["question"]}], params.prompt.system) for item in items]
+        answers = ask(chats, [tokenizer.eos_token_id], f"{checkpoint}: answers")
+        line_ends = [token for token in range(len(tokenizer)) if "\n" in tokenizer.decode([token])]
+        shots = [benchmarks.few_shot(item, examples) for item in items]
+        few_shot = ask(shots, [*line_ends, tokenizer.pad_token_id, tokenizer.eos_token_id], f"{checkpoint}: worked examples")
+        options = [(chat, template.complete(choice)) for chat, item in zip(chats, items) for choice in item["choices"]]
+        picks = pick(items, score(options, f"{checkpoint}: choices"))
+
+        # 3. held-out text and pairs
+        texts = parquet.read_table(FORMATTED / "instructions/validation.parquet").to_pylist()
+        losses = score([(row["prompt"], row["completion"]) for row in texts], f"{checkpoint}: validation")
+        pairs = parquet.read_table(FORMATTED / "preferences/validation.parquet").to_pylist()
+        chosen = score([(row["prompt"], row["chosen"]) for row in pairs], f"{checkpoint}: chosen")
+        rejected = score([(row["prompt"], row["rejected"]) for row in pairs], f"{checkpoint}: rejected")
+
+        # 4. write
+        rows = predictions(items, answers, few_shot, picks)
+        with replace_file(Path(f"data/predictions/{checkpoint}.parquet")) as temporary:
+            parquet.write_table(pa.Table.from_pylist(rows), temporary)
+        metrics = {
+            **skill_scores(rows),
+            "validation_loss": round(-sum(s.logp for s in losses) / sum(s.tokens for s in losses), 4),
+            "preference": preference_scores(pairs, chosen, rejected),
+            "health": health(answers),
+            "families": family_scores(rows),
+        }
+        write_json(Path(f"metrics/{checkpoint}.json"), metrics)
+        match = metrics["exact_match"]
+        print(f"evaluate: {checkpoint}: exact match {match['value']:.3f} ± {match['stderr']:.3f} on {match['n']} questions")
+
+
+def pick(items: list[dict], scores: list) -> list[int]:
+    """The most probable choice of each item; `scores` holds every item's choices in a row."""
+    picks, start = [], 0
+    for item in items:
+        own = [score.logp for score in scores[start : start + len(item["choices"])]]
+        picks.append(own.index(max(own)))
+        start += len(own)
+    return picks
+
+
+def predictions(items: list[dict], answers: list, few_shot: list, picks: list[int]) -> list[dict]:
+    """One row per item: what was asked, what came, and whether it was right."""
+    return [
+        {
+            "id": item["id"],
+            "subject": item["subject"],
+            "question": item["question"],
+            "reference": benchmarks.right(item),
+            "answer": answer.text,
+            "right": benchmarks.is_right(item, answer.text),
+            "sentence": benchmarks.is_sentence(answer.text),
+            "stopped": answer.stopped,
+            "few_shot_answer": shot.text,
+            "few_shot_right": benchmarks.is_right(item, shot.text),
+            "picked": item["choices"][picked],
+            "picked_right": picked == item["answer"],
+            "choices": len(item["choices"]),
+        }
+        for item, answer, shot, picked in zip(items, answers, few_shot, picks)
+    ]
+
+
+def skill_scores(rows: list[dict]) -> dict:
+    """Content and form of the answers, shown together: each can be bought with the other."""
+    return {
+        "exact_match": benchmarks.proportion([row["right"] for row in rows])
+        | {"chance": round(mean(benchmarks.chance(row["subject"]) for row in rows), 4)},
+        "sentence_rate": benchmarks.proportion([row["sentence"] for row in rows]),
+        "right_sentence": benchmarks.proportion([row["right"] and row["sentence"] for row in rows]),
+        "few_shot_exact_match": benchmarks.proportion([row["few_shot_right"] for row in rows]),
+        "multiple_choice": benchmarks.proportion([row["picked_right"] for row in rows])
+        | {"chance": round(mean(1 / row["choices"] for row in rows), 4)},
+    }
+
+
+def family_scores(rows: list[dict]) -> dict:
+    families = defaultdict(list)
+    for row in rows:
+        families[row["subject"]].append(row)
+    return {
+        name: benchmarks.proportion([row["right"] for row in own]) | {"chance": round(benchmarks.chance(name), 4)}
+        for name, own in families.items()
+    }
+
+
+def preference_scores(pairs: list[dict], chosen: list, rejected: list) -> dict:
+    """How often the chosen answer is more probable, beside a judge that only likes long answers; margins in nats."""
+    wins = [c.logp > r.logp for c, r in zip(chosen, rejected)]
+    by_source = defaultdict(list)
+    for pair, win in zip(pairs, wins):
+        by_source[pair["source"]].append(win)
+    return {
+        "accuracy": benchmarks.proportion(wins),
+        "accuracy_per_token": round(mean(c.per_token > r.per_token for c, r in zip(chosen, rejected)), 4),
+        "margin": round(mean(c.logp - r.logp for c, r in zip(chosen, rejected)), 3),
+        "longer_wins": round(mean(c.tokens > r.tokens for c, r in zip(chosen, rejected)), 4),
+        "by_source": {source: round(mean(own), 4) for source, own in sorted(by_source.items())},
+    }
+
+
+def health(answers: list) -> dict:
+    """Signs of a broken model: answers that do not stop, are not Arabic, or repeat themselves."""
+    return {
+        "stop_rate": round(mean(answer.stopped for answer in answers), 4),
+        "arabic_share": round(mean(arabic.arabic_share(answer.text) for answer in answers), 4),
+        "repetition": round(mean(repeated(answer.tokens) for answer in answers), 4),
+    }
+
+
+def repeated(tokens: tuple[int, ...], n: int = 4) -> float:
+    """Share of an answer's n-grams that it has said before."""
+    grams = [tokens[i : i + n] for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m stages.evaluate base|sft|dpo|refine-<method>")
+    main(sys.argv[1])

@@ -1,0 +1,344 @@
+"""params.yaml, typed and checked: its only reader.
+
+`with stage("sft") as params:` wraps the work of every stage. It checks the WHOLE file, so that a bad `method` never costs
+an sft run; gives the stage only what dvc.yaml declares for it, so that an undeclared read fails at once; and notices
+params or code edited while the stage ran, which DVC would record as if they had been used.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+
+from stages.methods import METHODS
+from stages.prompts import TEMPLATES
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Mixture = dict[str, Count | None]
+ROLES = ("instructions", "preferences", "benchmarks")
+
+
+class Problem(Exception):
+    """Something a person can put right. Shown as one line, without a traceback."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in type(self).model_fields:  # left out by `only`
+            raise Problem(f"dvc.yaml declares no parameter that covers `{name}` ({type(self).__name__}) for this stage: add it there")
+        raise AttributeError(name)
+
+
+class Data(Section):
+    instructions: Mixture
+    preferences: Mixture
+    benchmarks: Mixture
+
+
+class Text(Section):
+    tashkeel: Literal["keep", "strip"]
+    digits: Literal["keep", "western"]
+
+
+class Prompt(Section):
+    template: Literal[tuple(TEMPLATES)]
+    system: str
+    max_length: Annotated[int, Field(ge=16)]
+
+
+class Format(Section):
+    validation: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Schedule(Section):
+    warmup: Share
+    schedule: Literal["cosine", "linear", "constant"]
+
+
+class Sft(Schedule):
+    epochs: Positive
+    packing: bool
+
+
+class Evaluate(Section):
+    split: Literal["test", "validation"]
+    batch_size: Count
+    max_new_tokens: Count
+
+
+class Lora(Section):
+    r: Count
+    alpha: Count
+    dropout: Share
+    targets: Literal["all-linear"] | list[str]
+
+
+class Training(Section):
+    """How a model is trained in one stage. A step sees batch_size x accumulation rows."""
+
+    learning_rate: Positive
+    batch_size: Count
+    accumulation: Count
+    gradient_checkpointing: bool
+
+
+class SftTraining(Training):
+    lora: Lora | None
+
+
+class Weights(Section):
+    """Where a base model comes from and how it is held in memory: a hub `repo` at a `revision`, or a local `path`."""
+
+    repo: str | None
+    path: str | None
+    revision: str | None
+    quantization: Literal["nf4"] | None
+    dtype: Literal["float32", "bfloat16", "float16"]
+
+    @model_validator(mode="after")
+    def one_source(self) -> "Weights":
+        if (self.repo is None) == (self.path is None):
+            raise ValueError("needs either `repo` (with `revision`) or `path`, the other null")
+        if self.repo and not self.revision:
+            raise ValueError("needs a `revision` beside `repo`: a commit, a tag or main")
+        return self
+
+
+class Model(Section):
+    weights: Weights
+    sft: SftTraining
+    preference: Training
+
+    @model_validator(mode="after")
+    def quantised_needs_lora(self) -> "Model":
+        if self.weights.quantization and self.sft.lora is None:
+            raise ValueError("4-bit weights cannot be trained in full: give sft.lora, or quantization: null")
+        return self
+
+
+class Method(Section):
+    """Hyperparameters of a preference method; which of the optional ones it takes is in methods.METHODS."""
+
+    beta: Positive
+    learning_rate_factor: Positive
+    epochs: Positive
+    sft_weight: Annotated[float, Field(ge=0)] | None = None
+    desirable_weight: Positive | None = None
+    undesirable_weight: Positive | None = None
+
+
+class Dataset(Section):
+    builtin: Literal["skills"] | None = None
+    repo: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    columns: dict[str, str] | None = None
+
+    @model_validator(mode="after")
+    def one_source(self) -> "Dataset":
+        if [self.builtin, self.repo, self.path].count(None) != 2:
+            raise ValueError("needs exactly one of `builtin`, `repo` (with `revision`) and `path`")
+        if self.repo and not self.revision:
+            raise ValueError("needs a `revision` beside `repo`: a commit, a tag or main")
+        if not self.builtin and not self.columns:
+            raise ValueError("needs `columns`: our column names and the dataset's")
+        return self
+
+
+class Nano(Section):
+    seed: int
+    documents: Count
+    vocab_size: Annotated[int, Field(ge=512)]
+    hidden_size: Count
+    intermediate_size: Count
+    layers: Count
+    heads: Count
+    key_value_heads: Count
+    block: Count
+    batch_size: Count
+    learning_rate: Positive
+
+
+class Params(Section):
+    """The whole file. Every key is required: a default hidden in code would be a hyperparameter that DVC cannot see."""
+
+    model: str
+    method: str
+    refine: list[str]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    data: Data
+    text: Text
+    prompt: Prompt
+    format: Format
+    sft: Sft
+    preference: Schedule
+    evaluate: Evaluate
+    models: dict[str, Model]
+    methods: dict[str, Method]
+    datasets: dict[str, Dataset]
+    nano: Nano
+
+    @model_validator(mode="after")
+    def names_exist(self) -> "Params":
+        _known("model", self.model, self.models)
+        _known("method", self.method, self.methods)
+        for name in self.refine:
+            _known("refine", name, self.methods)
+        for role in ROLES:
+            for name in getattr(self.data, role):
+                _known(f"data.{role}", name, self.datasets)
+        if len(set(self.refine)) < len(self.refine):
+            raise ValueError(f"refine is {self.refine}: each pass can stand in it once")
+        return self
+
+    @model_validator(mode="after")
+    def methods_fit(self) -> "Params":
+        for name, given in self.methods.items():
+            _known("methods", name, METHODS)
+            method = METHODS[name]
+            extra = {key for key in ("sft_weight", "desirable_weight", "undesirable_weight") if getattr(given, key) is not None}
+            for key in sorted(extra ^ set(method.hyperparameters)):
+                raise ValueError(f"methods.{name}.{key} is {'not used by' if key in extra else 'required by'} {name}")
+        for name in {self.method, *self.refine}:
+            batch = self.models[self.model].preference.batch_size
+            if batch < METHODS[name].min_batch_size:
+                key = f"models.{self.model}.preference.batch_size"
+                raise ValueError(f"{key} is {batch}: {name} compares rows of a batch and needs at least {METHODS[name].min_batch_size}")
+        return self
+
+    @property
+    def chosen_model(self) -> Model:
+        return self.models[self.model]
+
+
+def _known(key: str, value: str, table: dict) -> None:
+    if value not in table:
+        raise ValueError(f"{key} is {value!r}: it must be one of {', '.join(table)}")
+
+
+# --- reading and checking ---------------------------------------------------------------------------------------------
+
+
+def read(path: Path = Path("params.yaml")) -> Params:
+    """Read and check the whole file. Raises Problem naming the key, its value and what is allowed."""
+    try:
+        return Params.model_validate(_yaml(path))
+    except ValidationError as error:
+        first, *others = error.errors()
+        more = f" (and {len(others)} more)" if others else ""
+        raise Problem(f"params.yaml: {_explain(first)}{more}") from None
+
+
+def _yaml(path: Path) -> Any:
+    # Not PyYAML, which reads 5e-6 as a string; ruamel is also what `dvc exp run -S` writes with.
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Problem(f"{path} not found: run from the root of the repository") from None
+    except Exception as error:
+        raise Problem(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _explain(error: dict) -> str:
+    names = [str(part) for part in error["loc"] if part not in ("int", "float", "str", "constrained-int") and "[" not in str(part)]
+    key = ".".join(names)
+    if error["type"] == "extra_forbidden":
+        return f"{key} is not a known key: remove it or correct its name"
+    if error["type"] == "missing":
+        return f"{key} is missing: add it (git shows the last good value)"
+    if error["type"] == "value_error":
+        return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    return f"{key} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+# --- what a stage may see ------------------------------------------------------------------------------------------------
+
+
+def declaration(name: str) -> dict:
+    """The stage's entry in dvc.yaml: the entry itself, or the `do` of a foreach."""
+    entry = _yaml(Path("dvc.yaml"))["stages"][name]
+    return entry.get("do", entry)
+
+
+def declared_keys(name: str, params: Params, item: str = "") -> list[str]:
+    """The params that dvc.yaml declares for a stage, with ${…} filled in."""
+    values = {"model": params.model, "method": params.method, "item": item}
+    return [re.sub(r"\$\{(\w+)\}", lambda m: values[m[1]], key) for key in declaration(name).get("params", [])]
+
+
+def only(value: Any, keys: list[str]) -> Any:
+    """A copy of a section with nothing but `keys` (dotted); reading anything else raises Problem."""
+    if "" in keys:
+        return value
+    names = list(value) if isinstance(value, dict) else type(value).model_fields
+    kept = {}
+    for name in names:
+        below = [key[len(name) :].lstrip(".") for key in keys if key == name or key.startswith(name + ".")]
+        if below:
+            kept[name] = only(value[name] if isinstance(value, dict) else getattr(value, name), below)
+    return kept if isinstance(value, dict) else type(value).model_construct(**kept)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the process with one line and exit code 1 where a Problem is raised inside."""
+    try:
+        yield
+    except Problem as problem:
+        raise SystemExit(f"error: {problem}") from None
+
+
+@contextmanager
+def stage(name: str, item: str = "") -> Iterator[Params]:
+    """Check params.yaml, yield what the stage may read, and fail if its params or code moved meanwhile.
+
+    `item` is the stage's item where dvc.yaml has a foreach.
+    """
+    quiet()
+    if name not in ("fetch", "base"):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    with one_line_errors():
+        params = read()
+        before = _snapshot(name, params, item)
+        yield only(params, declared_keys(name, params, item))
+        after = _snapshot(name, read(), item)
+        for key in before:
+            if before[key] != after.get(key):
+                raise Problem(f"{key} changed while stage {name} was running, so its result is not recorded: run again")
+
+
+def quiet() -> None:
+    """Before any library is imported: no noise that a user cannot act on."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # what a library will call differently one day
+
+
+def _snapshot(name: str, params: Params, item: str) -> dict[str, str]:
+    """The values of a stage's params and the digests of its modules, as they are now."""
+    modules = [Path(path) for path in declaration(name)["deps"] if path.endswith(".py")]
+    values = {key: repr(value_of(params, key)) for key in declared_keys(name, params, item)}
+    return values | {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in modules}
+
+
+def value_of(params: Params, key: str) -> Any:
+    """The value of a dotted key; None where it does not exist."""
+    value: Any = params.model_dump()
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

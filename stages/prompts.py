@@ -1,0 +1,53 @@
+"""Prompt templates: the one place that turns messages into text, for training, evaluation and use.
+
+A template renders messages into a prompt that ends where the answer begins; the answer ends in the template's stop token.
+To add a template, add an entry to TEMPLATES and name it in `prompt.template`.
+"""
+
+from dataclasses import dataclass
+
+END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SPECIAL = (END_OF_TEXT, IM_START, IM_END)
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a conversation looks as text. Each marker is put before its turn's content, `turn_end` after it.
+
+    The opening marker of the assistant ends in a newline: a marker that ends in a blank would merge with the answer's first
+    token. `stop` is a single token of the vocabulary.
+    """
+
+    system: str
+    user: str
+    assistant: str
+    turn_end: str
+    stop: str
+
+    def render(self, messages: list[Message], system: str = "") -> str:
+        """The prompt for the next assistant turn. `system` is used where the messages bring no system turn of their own."""
+        if system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": system}, *messages]
+        turns = []
+        for message in messages:
+            marker = getattr(self, message["role"])
+            end = f"{self.stop}\n" if message["role"] == "assistant" else self.turn_end
+            turns.append(f"{marker}{message['content']}{end}")
+        return "".join(turns) + self.assistant
+
+    def complete(self, answer: str) -> str:
+        """The text to be learned after a rendered prompt: the answer and the stop token."""
+        return answer + self.stop
+
+
+TEMPLATES = {
+    "chatml": Template(
+        system=f"{IM_START}system\n",
+        user=f"{IM_START}user\n",
+        assistant=f"{IM_START}assistant\n",
+        turn_end=f"{IM_END}\n",
+        stop=IM_END,
+    ),
+    "arabic": Template(system="", user="### التعليمات:\n", assistant="### الإجابة:\n", turn_end="\n\n", stop=END_OF_TEXT),
+}

@@ -1,0 +1,75 @@
+import os
+
+# Set before torch is imported. One thread: on a loaded machine two are slower, and results must not depend on it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+# Small enough for seconds, large enough that every step of every stage happens.
+TINY = {
+    "data.instructions.skills": 330,
+    "data.preferences.skills": 220,
+    "data.benchmarks.skills": 2,
+    "prompt.max_length": 128,
+    "evaluate.batch_size": 16,
+}
+
+
+class Workspace:
+    """A temporary copy of the project with settings of its own."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+        for name in tracked.stdout.splitlines():
+            if (ROOT / name).is_file() and not name.startswith(("metrics/", "dvc.lock")):
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, path / name)
+        self.set(TINY)
+
+    def set(self, values: dict) -> None:
+        yaml = YAML()
+        file = self.path / "params.yaml"
+        table = yaml.load(file.read_text(encoding="utf-8"))
+        for key, value in values.items():
+            *parents, last = key.split(".")
+            section = table
+            for parent in parents:
+                section = section[parent]
+            section[last] = value
+        with file.open("w", encoding="utf-8") as out:
+            yaml.dump(table, out)
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
+        """Run a command in the workspace, with this Python's tools first on the path."""
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": ""}
+        result = subprocess.run(command, cwd=self.path, env=environment, capture_output=True, text=True)
+        if check and result.returncode:
+            pytest.fail(f"{' '.join(command)}\n{result.stdout}\n{result.stderr}")
+        return result
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory) -> Workspace:
+    """A tiny project whose data is fetched and formatted and whose sft is done, for tests that call the code directly."""
+    workspace = Workspace(tmp_path_factory.mktemp("workspace"))
+    for command in (
+        ["fetch", "instructions"], ["fetch", "preferences"], ["fetch", "benchmarks"], ["base"],
+        ["format", "instructions"], ["format", "preferences"], ["sft"],
+    ):  # fmt: skip
+        workspace.run(sys.executable, "-m", f"stages.{command[0]}", *command[1:])
+    return workspace
+
+
+@pytest.fixture
+def inside(workspace, monkeypatch) -> Workspace:
+    monkeypatch.chdir(workspace.path)
+    return workspace

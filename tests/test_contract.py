@@ -1,0 +1,89 @@
+"""dvc.yaml says the truth: every module, parameter and output of a stage is declared, and in the right cache mode."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages import params
+from stages.params import Section
+
+ROOT = Path(__file__).parents[1]
+STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+ENTRIES = {name: entry.get("do", entry) for name, entry in STAGES.items()}
+# Not dependencies: they check and write, and cannot change a result. Their edits should not cost anyone an sft run.
+PLUMBING = {"stages/params.py", "stages/files.py"}
+
+
+def imported(path: Path, seen: set[str]) -> set[str]:
+    """The modules of stages/ that a module imports, directly or not, without the plumbing and what only it imports."""
+    seen.add(path.relative_to(ROOT).as_posix())
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "stages":
+            names = [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+            for name in names:
+                module = f"stages/{name}.py"
+                if module not in seen | PLUMBING:
+                    imported(ROOT / module, seen)
+    return seen
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_imported_module_is_a_dependency_and_no_other(name):
+    entry = ENTRIES[name]
+    module = entry["cmd"].split()[2].replace(".", "/") + ".py"
+    assert imported(ROOT / module, set()) == {path for path in entry["deps"] if path.startswith("stages/")}
+
+
+def test_small_results_are_in_git_and_large_ones_in_the_cache():
+    for name, entry in ENTRIES.items():
+        for out in entry.get("outs", []):
+            # `cache: false` under outs would switch the stage's run cache off
+            assert isinstance(out, str), f"{name}: {out} must be cached"
+        for kind in ("metrics", "plots"):
+            for out in entry.get(kind, []):
+                ((path, options),) = out.items()
+                assert path.startswith("metrics/"), path
+                assert options["cache"] is False, path
+
+
+def test_revisions_are_quoted_so_that_dvc_cannot_rewrite_them():
+    """`-S` rewrites the file with ruamel, which turned an unquoted commit 0e12345 into 0e00000."""
+    for line in (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines():
+        key, _, value = line.strip().partition(": ")
+        if key == "revision":
+            assert value in ("null", "main") or value.startswith("'"), line
+
+
+def test_metrics_folders_are_not_hidden_from_git():
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert not {"metrics", "metrics/", "dvc.lock"} & set(ignored)
+
+
+@pytest.mark.parametrize(
+    ("name", "item"),
+    [("fetch", "instructions"), ("base", ""), ("format", "preferences"), ("sft", ""), ("dpo", ""), ("evaluate", "sft")],
+)
+def test_every_declared_parameter_is_read(inside, monkeypatch, name, item):
+    """The other half, that none is read undeclared, is enforced while a stage runs: see params.only."""
+    read = set()
+
+    def record(self, attribute):
+        read.add((type(self), attribute))
+        return object.__getattribute__(self, attribute)
+
+    whole = params.read()
+    declared = params.declared_keys(name, whole, item)
+    monkeypatch.setattr(Section, "__getattribute__", record)
+    importlib.import_module(f"stages.{name}").main(*[item] if item else [])
+    monkeypatch.undo()
+    for key in declared:
+        *parents, last = key.split(".")
+        owner = whole
+        for parent in parents:
+            owner = owner[parent] if isinstance(owner, dict) else getattr(owner, parent)
+        value = owner[last] if isinstance(owner, dict) else getattr(owner, last)
+        expected = {(type(value), field) for field in type(value).model_fields} if isinstance(value, Section) else {(type(owner), last)}
+        assert read & expected, f"{name} declares {key} but never reads it"

@@ -1,0 +1,124 @@
+"""A bad value anywhere in params.yaml is one line that names the key, the value and the cure."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages import params
+from stages.params import Problem
+
+ROOT = Path(__file__).parents[1]
+GOOD = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+def changed(tmp_path, key, value):
+    """params.yaml with one key changed (or removed, for ...)."""
+    table = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    *parents, last = key.split(".")
+    section = table
+    for parent in parents:
+        section = section[parent]
+    if value is ...:
+        del section[last]
+    else:
+        section[last] = value
+    path = tmp_path / "params.yaml"
+    with path.open("w", encoding="utf-8") as file:
+        YAML().dump(table, file)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("model", "qwen9", "model is 'qwen9': it must be one of nano, qwen3-1_7b, qwen2_5-3b, qwen2_5-7b"),
+        ("method", "ppo", "method is 'ppo': it must be one of dpo, ipo, kto, cpo, dno"),
+        ("refine", ["ppo"], "refine is 'ppo': it must be one of"),
+        ("refine", ["ipo", "ipo"], "each pass can stand in it once"),
+        ("seed", "seven", "seed is 'seven'"),
+        ("data.instructions", {"cidarr": 10}, "data.instructions is 'cidarr': it must be one of skills, cidar"),
+        ("data.instructions.skills", 0, "data.instructions.skills is 0"),
+        ("text.tashkeel", "remove", "text.tashkeel is 'remove': input should be 'keep' or 'strip'"),
+        ("prompt.template", "alpaca", "prompt.template is 'alpaca': input should be 'chatml' or 'arabic'"),
+        ("prompt.max_length", 1024.5, "prompt.max_length is 1024.5"),
+        ("format.validation", 1.5, "format.validation is 1.5"),
+        ("sft.epochs", -1, "sft.epochs is -1"),
+        ("sft.epochs", True, "sft.epochs is True"),
+        ("sft.packing", "yes", "sft.packing is 'yes'"),
+        ("sft.pakcing", True, "sft.pakcing is not a known key"),
+        ("sft.warmup", ..., "sft.warmup is missing"),
+        ("evaluate.split", "train", "evaluate.split is 'train'"),
+        ("models.nano.sft.lora.targets", "some", "models.nano.sft.lora.targets is 'some'"),
+        ("models.nano.sft.lora.rank", 8, "models.nano.sft.lora.rank is not a known key"),
+        ("models.nano.weights.path", None, "needs either `repo`"),
+        ("models.qwen2_5-7b.weights.revision", None, "needs a `revision`"),
+        ("models.qwen2_5-7b.sft.lora", None, "4-bit weights cannot be trained in full"),
+        ("methods.dpo.sft_weight", 0.5, "methods.dpo.sft_weight is not used by dpo"),
+        ("methods.kto.desirable_weight", None, "methods.kto.desirable_weight is required by kto"),
+        ("methods.orpo", {"beta": 0.1, "learning_rate_factor": 1, "epochs": 1}, "methods is 'orpo': it must be one of"),
+        ("datasets.cidar.columns", None, "needs `columns`"),
+        ("datasets.cidar.path", "cidar.jsonl", "needs exactly one of"),
+    ],
+)
+def test_a_bad_value_is_named(tmp_path, key, value, named):
+    with pytest.raises(Problem) as raised:
+        params.read(changed(tmp_path, key, value))
+    assert named in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_method_that_compares_rows_needs_a_batch(tmp_path):
+    table = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    table["method"] = "dno"
+    table["models"]["nano"]["preference"]["batch_size"] = 2
+    with (tmp_path / "params.yaml").open("w", encoding="utf-8") as file:
+        YAML().dump(table, file)
+    with pytest.raises(Problem, match=r"models.nano.preference.batch_size is 2: dno .* needs at least 4"):
+        params.read(tmp_path / "params.yaml")
+
+
+def test_broken_yaml_is_one_line(tmp_path):
+    (tmp_path / "params.yaml").write_text("model: [nano\n", encoding="utf-8")
+    with pytest.raises(Problem, match="not valid YAML"):
+        params.read(tmp_path / "params.yaml")
+
+
+def test_every_model_and_method_is_accepted(tmp_path):
+    for model in GOOD["models"]:
+        assert params.read(changed(tmp_path, "model", model)).chosen_model.weights
+    for method in GOOD["methods"]:
+        assert params.read(changed(tmp_path, "method", method)).method == method
+
+
+def test_a_stage_ends_in_one_line_without_a_traceback(tmp_path):
+    path = changed(tmp_path, "method", "ppo")
+    (path.parent / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    result = subprocess.run([sys.executable, "-m", "stages.sft"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == "error: params.yaml: method is 'ppo': it must be one of dpo, ipo, kto, cpo, dno\n"
+
+
+def test_reading_what_dvc_yaml_does_not_declare_fails():
+    whole = params.read(ROOT / "params.yaml")
+    view = params.only(whole, ["model", "models.nano.sft", "prompt.template"])
+    assert view.chosen_model.sft.learning_rate == whole.models["nano"].sft.learning_rate
+    assert view.prompt.template == whole.prompt.template
+    for read in (lambda: view.seed, lambda: view.prompt.max_length, lambda: view.chosen_model.weights):
+        with pytest.raises(Problem, match=r"dvc.yaml declares no parameter"):
+            read()
+    assert list(view.models) == ["nano"]
+
+
+def test_an_edit_while_a_stage_runs_is_noticed(tmp_path, monkeypatch, capsys):
+    path = changed(tmp_path, "seed", 7)
+    for name in ("dvc.yaml", "stages"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="seed changed while stage sft was running"), params.stage("sft"):
+        path.write_text(path.read_text(encoding="utf-8").replace("seed: 7", "seed: 8"), encoding="utf-8")
+    with params.stage("sft"):
+        path.write_text(path.read_text(encoding="utf-8").replace("tashkeel: keep", "tashkeel: strip"), encoding="utf-8")

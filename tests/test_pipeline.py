@@ -1,0 +1,135 @@
+"""The real pipeline on a temporary copy with tiny settings: what runs again when what changes. In order; each test goes on from
+where the one before it stopped."""
+
+import json
+import re
+
+import pytest
+
+from tests.conftest import TINY, Workspace
+
+EVERY_STAGE = {
+    "fetch@instructions", "fetch@preferences", "fetch@benchmarks", "base", "format@instructions", "format@preferences", "report",
+    "sft", "dpo", "evaluate@base", "evaluate@sft", "evaluate@dpo",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Workspace:
+    """A git and DVC repository of its own, as a fresh clone would be, with tiny settings."""
+    project = Workspace(tmp_path_factory.mktemp("project"))
+    project.run("git", "init", "-q")
+    project.run("git", "config", "user.email", "test@example.com")
+    project.run("git", "config", "user.name", "test")
+    project.run("dvc", "remote", "modify", "local", "url", str(tmp_path_factory.mktemp("remote")))
+    commit(project, "tiny settings")
+    return project
+
+
+def commit(project: Workspace, message: str) -> None:
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-q", "-m", message)
+
+
+def stages_run(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '(.+?)'", output))
+
+
+def metrics_diff(project: Workspace) -> dict:
+    return json.loads(project.run("dvc", "metrics", "diff", "--json").stdout)["diff"]
+
+
+def test_a_bad_value_stops_the_first_stage_with_one_line(project):
+    project.set({"method": "ppo"})
+    result = project.run("dvc", "repro", check=False)
+    project.set({"method": "dpo"})
+    assert result.returncode != 0
+    assert "error: params.yaml: method is 'ppo': it must be one of dpo, ipo, kto, cpo, dno\n" in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    assert len(stages_run(result.stdout)) == 1
+
+
+def test_repro_runs_everything_once(project):
+    assert stages_run(project.run("dvc", "repro").stdout) == EVERY_STAGE
+    commit(project, "first results")
+    again = project.run("dvc", "repro").stdout
+    assert not stages_run(again)
+    assert "up to date" in again
+
+
+def test_the_metrics_are_complete_and_free_of_noise(project):
+    for checkpoint in ("base", "sft", "dpo"):
+        text = (project.path / f"metrics/{checkpoint}.json").read_text(encoding="utf-8")
+        metrics = json.loads(text)
+        assert set(metrics["exact_match"]) == {"value", "stderr", "n", "chance"}
+        assert len(metrics["families"]) == 12
+        asked = sum(family["n"] for family in metrics["families"].values())
+        assert asked == metrics["exact_match"]["n"] == 12 * TINY["data.benchmarks.skills"]
+        assert set(metrics["health"]) == {"stop_rate", "arabic_share", "repetition"}
+        assert not re.search(r"20\d\d-\d\d|/tmp|[0-9a-f]{40}", text)
+    data = json.loads((project.path / "metrics/data.json").read_text(encoding="utf-8"))
+    for role in data.values():
+        assert role["rows"] == role["train"] + role["validation"] + sum(role["dropped"].values())
+    assert "margin" in (project.path / "metrics/curves/dpo.tsv").read_text().splitlines()[0].split("\t")
+
+
+def test_the_chain_of_checkpoints_is_recorded(project):
+    provenance = json.loads((project.path / "models/dpo/provenance.json").read_text(encoding="utf-8"))
+    assert provenance["base"]["model"] == "nano"
+    assert [link["checkpoint"] for link in provenance["chain"]] == ["models/sft"]
+    assert list(provenance["params"]["methods"]) == ["dpo"]  # only what was declared, so only what was used
+
+
+def test_the_commit_verifies_itself_and_a_forged_metric_does_not(project):
+    assert "agree with the commit" in project.run("python", "-m", "tools.verify").stdout
+    path = project.path / "metrics/dpo.json"
+    honest = path.read_text(encoding="utf-8")
+    path.write_text(honest.replace('"value": ', '"value": 1', 1), encoding="utf-8")
+    commit(project, "a better number")
+    result = project.run("python", "-m", "tools.verify", check=False)
+    assert result.returncode == 1
+    assert "metrics/dpo.json, in git and as evaluate@dpo saw it" in result.stdout
+    path.write_text(honest, encoding="utf-8")
+    commit(project, "the honest number")
+    assert "exact match" in project.run("python", "-m", "tools.scores", "--families").stdout
+
+
+def test_another_method_runs_the_preference_stage_and_its_evaluation_alone(project):
+    assert stages_run(project.run("dvc", "exp", "run", "-S", "method=kto").stdout) == {"dpo", "evaluate@dpo"}
+    changed = project.run("git", "diff", "-U0", "HEAD", "--", "params.yaml").stdout.splitlines()
+    assert [line for line in changed if re.match(r"[-+][^-+]", line)] == [
+        "-method: dpo        # one of `methods`: how the preference stage learns",
+        "+method: kto        # one of `methods`: how the preference stage learns",
+    ]
+    diff = metrics_diff(project)
+    assert set(diff) == {"metrics/dpo.json", "metrics/train_dpo.json"}
+    assert diff["metrics/train_dpo.json"]["start_loss"]["new"] == 0.5
+
+
+def test_a_method_already_run_comes_back_from_the_run_cache(project):
+    result = project.run("dvc", "exp", "run", "-S", "method=dpo").stdout
+    assert not stages_run(result)
+    assert result.count("is cached - skipping run") == 2
+    assert not metrics_diff(project)
+
+
+def test_more_epochs_run_sft_and_what_follows(project):
+    assert stages_run(project.run("dvc", "exp", "run", "-S", "sft.epochs=2").stdout) == {"sft", "dpo", "evaluate@sft", "evaluate@dpo"}
+    project.run("git", "checkout", "-q", ".")
+
+
+def test_the_text_policy_runs_format_onward(project):
+    ran = stages_run(project.run("dvc", "exp", "run", "-S", "text.tashkeel=strip").stdout)
+    assert {"format@instructions", "format@preferences"} <= ran
+    assert not ran & {"fetch@instructions", "fetch@preferences", "fetch@benchmarks", "base"}
+    project.run("git", "checkout", "-q", ".")
+
+
+def test_a_refinement_is_one_more_pass_with_its_own_evaluation(project):
+    project.run("dvc", "checkout")
+    ran = stages_run(project.run("dvc", "exp", "run", "-S", "refine=[ipo]").stdout)
+    assert {"refine@ipo", "evaluate_refined@ipo"} <= ran
+    assert not ran & {"sft", "dpo"}
+    provenance = json.loads((project.path / "models/refine-ipo/provenance.json").read_text(encoding="utf-8"))
+    assert [link["checkpoint"] for link in provenance["chain"]] == ["models/sft", "models/dpo"]
+    assert json.loads((project.path / "metrics/refine-ipo.json").read_text())["exact_match"]["n"]

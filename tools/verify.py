@@ -1,0 +1,73 @@
+"""Check that a commit's metrics are what its pipeline recorded, with git alone: no data, no models, no cache.
+
+    python -m tools.verify [REV]        HEAD by default
+
+dvc.lock of the commit names the md5 of every file a stage read and wrote, and every parameter it read. Each of those that is
+in git is compared with the commit; and each path must have one hash throughout, so that what a stage read is what another wrote.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from ruamel.yaml import YAML
+
+
+def main(revision: str) -> None:
+    lock = YAML(typ="safe", pure=True).load(show(revision, "dvc.lock").decode())
+    files = set(git("ls-tree", "-r", "--name-only", revision).decode().splitlines())
+    faults, checked = [], 0
+    for what, ok in checks(revision, lock["stages"], files):
+        checked += 1
+        if not ok:
+            faults.append(what)
+    for fault in faults:
+        print(f"differs: {fault}")
+    if faults:
+        sys.exit(f"error: {len(faults)} of {checked} recorded values are not those of {revision}: run `dvc repro` and commit the result")
+    print(f"{revision}: {checked} recorded values agree with the commit")
+
+
+def checks(revision: str, stages: dict, files: set[str]) -> Iterator[tuple[str, bool]]:
+    """Each thing that dvc.lock records and git can tell, and whether they agree."""
+    params = YAML(typ="safe", pure=True).load(show(revision, "params.yaml").decode())
+    hashes: dict[str, str] = {}
+    for name, stage in stages.items():
+        for entry in [*stage.get("deps", []), *stage.get("outs", [])]:
+            path, md5 = entry["path"], entry["md5"]
+            yield f"{path}, as {name} saw it", hashes.setdefault(path, md5) == md5
+            if path in files:
+                yield f"{path}, in git and as {name} saw it", hashlib.md5(show(revision, path)).hexdigest() == md5
+            elif below := sorted(file for file in files if file.startswith(path + "/") and md5.endswith(".dir")):
+                yield f"{path}/, in git and as {name} saw it", folder_md5(revision, path, below) == md5
+        for key, value in stage.get("params", {}).get("params.yaml", {}).items():
+            yield f"{key}, in params.yaml and as {name} saw it", lookup(params, key) == value
+
+
+def folder_md5(revision: str, path: str, files: list[str]) -> str:
+    """DVC's hash of a folder: the md5 of the JSON list of its files' md5 and relative paths."""
+    entries = [{"md5": hashlib.md5(show(revision, file)).hexdigest(), "relpath": file[len(path) + 1 :]} for file in files]
+    return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def lookup(params: dict, key: str) -> object:
+    for part in key.split("."):
+        params = params.get(part) if isinstance(params, dict) else None
+    return params
+
+
+def show(revision: str, path: str) -> bytes:
+    return git("show", f"{revision}:{path}")
+
+
+def git(*arguments: str) -> bytes:
+    result = subprocess.run(["git", *arguments], capture_output=True)
+    if result.returncode:
+        sys.exit(f"error: git {' '.join(arguments)}: {result.stderr.decode().strip()}")
+    return result.stdout
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "HEAD")
