@@ -44,7 +44,7 @@ def main(role: str) -> None:
 
 def formatted(role: str, params: Params) -> Iterator[dict]:
     """Rows with normalised text, rendered by the template."""
-    template = TEMPLATES[params.prompt.template]
+    template, held_out = TEMPLATES[params.prompt.template], params.format.validation
     normalise = partial(arabic.normalise, tashkeel=params.text.tashkeel, digits=params.text.digits)
     for row in raw_rows(role):
         turns = [{"role": turn["role"], "content": normalise(turn["content"])} for turn in row["prompt"]]
@@ -54,7 +54,7 @@ def formatted(role: str, params: Params) -> Iterator[dict]:
             **{name: template.complete(answer) for name, answer in answers.items()},
             "source": row["source"],
             "id": row["id"],
-            "split": row["split"] or split_of(turns, params.format.validation),
+            "split": row["split"] or split_of(turns, held_out),
             "contents": [*(turn["content"] for turn in turns), *answers.values()],
         }
 
