@@ -37,7 +37,9 @@ def main() -> None:
         with replace_folder(Path("models/nano")) as folder:
             model.to(torch.bfloat16).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            write_json(folder / "provenance.json", {"corpus_sha256": digest(documents), "nano": nano.model_dump()})
+            weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+            made_from = {"corpus_sha256": digest(documents), "weights_sha256": weights, "nano": nano.model_dump()}
+            write_json(folder / "provenance.json", made_from)
 
 
 def corpus(documents: int) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The built-in data: nothing held out is ever trained on, and it is the data that the committed base was made from."""
 
+import hashlib
 import json
 import random
 from collections import Counter
@@ -68,4 +69,5 @@ def test_the_committed_base_was_pretrained_on_this_corpus():
     made_from = json.loads((ROOT / "models/nano/provenance.json").read_text(encoding="utf-8"))
     nano = read(ROOT / "params.yaml").nano
     assert made_from["nano"] == nano.model_dump()
+    assert made_from["weights_sha256"] == hashlib.sha256((ROOT / "models/nano/model.safetensors").read_bytes()).hexdigest()
     assert made_from["corpus_sha256"] == pretrain.digest(list(pretrain.corpus(nano.documents))), "run `python -m stages.pretrain`"
