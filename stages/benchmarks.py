@@ -6,7 +6,9 @@ that needs no chat markup (the fair way to ask a base model), and as a choice be
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 
 from pyarrow import parquet
 
@@ -49,7 +51,11 @@ def chance(subject: str) -> float:
     return skills.FAMILIES[subject].chance
 
 
+def average(values: Iterable[float]) -> float:
+    return round(fmean(values), 4)
+
+
 def proportion(hits: list[bool]) -> dict[str, float | int]:
     """A share with its standard error √(p(1−p)/n)."""
-    share = sum(hits) / len(hits)
+    share = fmean(hits)
     return {"value": round(share, 4), "stderr": round(math.sqrt(share * (1 - share) / len(hits)), 4), "n": len(hits)}

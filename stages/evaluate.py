@@ -6,12 +6,12 @@ python -m stages.evaluate base | sft | dpo | refine-<method>
 import sys
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean
 
 import pyarrow as pa
 from pyarrow import parquet
 
 from stages import arabic, benchmarks
+from stages.benchmarks import average, proportion
 from stages.files import replace_file, write_json
 from stages.params import stage
 from stages.prompts import TEMPLATES
@@ -103,13 +103,11 @@ def predictions(items: list[dict], answers: list, few_shot: list, picks: list[in
 def skill_scores(rows: list[dict]) -> dict:
     """Content and form of the answers, shown together: each can be bought with the other."""
     return {
-        "exact_match": benchmarks.proportion([row["right"] for row in rows])
-        | {"chance": round(mean(benchmarks.chance(row["subject"]) for row in rows), 4)},
-        "sentence_rate": benchmarks.proportion([row["sentence"] for row in rows]),
-        "right_sentence": benchmarks.proportion([row["right"] and row["sentence"] for row in rows]),
-        "few_shot_exact_match": benchmarks.proportion([row["few_shot_right"] for row in rows]),
-        "multiple_choice": benchmarks.proportion([row["picked_right"] for row in rows])
-        | {"chance": round(mean(1 / row["choices"] for row in rows), 4)},
+        "exact_match": proportion([row["right"] for row in rows]) | {"chance": average(benchmarks.chance(row["subject"]) for row in rows)},
+        "sentence_rate": proportion([row["sentence"] for row in rows]),
+        "right_sentence": proportion([row["right"] and row["sentence"] for row in rows]),
+        "few_shot_exact_match": proportion([row["few_shot_right"] for row in rows]),
+        "multiple_choice": proportion([row["picked_right"] for row in rows]) | {"chance": average(1 / row["choices"] for row in rows)},
     }
 
 
@@ -118,8 +116,7 @@ def family_scores(rows: list[dict]) -> dict:
     for row in rows:
         families[row["subject"]].append(row)
     return {
-        name: benchmarks.proportion([row["right"] for row in own]) | {"chance": round(benchmarks.chance(name), 4)}
-        for name, own in families.items()
+        name: proportion([row["right"] for row in own]) | {"chance": round(benchmarks.chance(name), 4)} for name, own in families.items()
     }
 
 
@@ -130,20 +127,20 @@ def preference_scores(pairs: list[dict], chosen: list, rejected: list) -> dict:
     for pair, win in zip(pairs, wins):
         by_source[pair["source"]].append(win)
     return {
-        "accuracy": benchmarks.proportion(wins),
-        "accuracy_per_token": round(mean(c.per_token > r.per_token for c, r in zip(chosen, rejected)), 4),
-        "margin": round(mean(c.logp - r.logp for c, r in zip(chosen, rejected)), 3),
-        "longer_wins": round(mean(c.tokens > r.tokens for c, r in zip(chosen, rejected)), 4),
-        "by_source": {source: round(mean(own), 4) for source, own in sorted(by_source.items())},
+        "accuracy": proportion(wins),
+        "accuracy_per_token": average(c.per_token > r.per_token for c, r in zip(chosen, rejected)),
+        "margin": average(c.logp - r.logp for c, r in zip(chosen, rejected)),
+        "longer_wins": average(c.tokens > r.tokens for c, r in zip(chosen, rejected)),
+        "by_source": {source: average(own) for source, own in sorted(by_source.items())},
     }
 
 
 def health(answers: list) -> dict:
     """Signs of a broken model: answers that do not stop, are not Arabic, or repeat themselves."""
     return {
-        "stop_rate": round(mean(answer.stopped for answer in answers), 4),
-        "arabic_share": round(mean(arabic.arabic_share(answer.text) for answer in answers), 4),
-        "repetition": round(mean(repeated(answer.tokens) for answer in answers), 4),
+        "stop_rate": average(answer.stopped for answer in answers),
+        "arabic_share": average(arabic.arabic_share(answer.text) for answer in answers),
+        "repetition": average(repeated(answer.tokens) for answer in answers),
     }
 
 

@@ -71,8 +71,9 @@ def save_checkpoint(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTok
     """Write weights, tokenizer and provenance.json, whole or not at all. No paths of this machine, no pickles."""
     base = read_json(hub.MANIFEST)
     if isinstance(model, PeftModel):
-        # The path it was loaded from is this machine's.
-        model.peft_config["default"].base_model_name_or_path = base.get("repo") or base["path"]
+        config = model.peft_config["default"]
+        config.base_model_name_or_path = base.get("repo") or base["path"]  # not the path on this machine
+        config.target_modules = sorted(config.target_modules)  # a set: its order would change from run to run
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     with replace_folder(folder) as temporary:
         model.save_pretrained(temporary)

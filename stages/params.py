@@ -101,16 +101,16 @@ class SftTraining(Training):
 class Weights(Section):
     """Where a base model comes from and how it is held in memory: a hub `repo` at a `revision`, or a local `path`."""
 
-    repo: str | None
-    path: str | None
-    revision: str | None
-    quantization: Literal["nf4"] | None
+    repo: str | None = None
+    path: str | None = None
+    revision: str | None = None
+    quantization: Literal["none", "nf4"]
     dtype: Literal["float32", "bfloat16", "float16"]
 
     @model_validator(mode="after")
     def one_source(self) -> "Weights":
         if (self.repo is None) == (self.path is None):
-            raise ValueError("needs either `repo` (with `revision`) or `path`, the other null")
+            raise ValueError("needs either `repo` (with `revision`) or `path`, and not both")
         if self.repo and not self.revision:
             raise ValueError("needs a `revision` beside `repo`: a commit, a tag or main")
         return self
@@ -123,8 +123,8 @@ class Model(Section):
 
     @model_validator(mode="after")
     def quantised_needs_lora(self) -> "Model":
-        if self.weights.quantization and self.sft.lora is None:
-            raise ValueError("4-bit weights cannot be trained in full: give sft.lora, or quantization: null")
+        if self.weights.quantization == "nf4" and self.sft.lora is None:
+            raise ValueError("4-bit weights cannot be trained in full: give sft.lora, or quantization: none")
         return self
 
 
@@ -172,7 +172,7 @@ class Nano(Section):
 
 
 class Params(Section):
-    """The whole file. Every key is required: a default hidden in code would be a hyperparameter that DVC cannot see."""
+    """The whole file. Every setting is required: a default hidden in code would be a hyperparameter that DVC cannot see."""
 
     model: str
     method: str

@@ -2,9 +2,11 @@
 
 import ast
 import importlib
+import shutil
 from pathlib import Path
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 
 from stages import params
@@ -55,6 +57,19 @@ def test_revisions_are_quoted_so_that_dvc_cannot_rewrite_them():
         key, _, value = line.strip().partition(": ")
         if key == "revision":
             assert value in ("null", "main") or value.startswith("'"), line
+
+
+def test_an_override_changes_one_line_of_params_yaml(tmp_path):
+    """DVC rewrites the file: what it would write otherwise (null as nothing, flow lists as blocks) must not stand in it."""
+    path = tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", path)
+    apply_overrides(path, ["method=kto"])
+    before, after = ((folder / "params.yaml").read_text(encoding="utf-8").splitlines() for folder in (ROOT, tmp_path))
+    assert len(before) == len(after)
+    assert [(old, new) for old, new in zip(before, after) if old != new] == [
+        ("method: dpo        # one of `methods`: how the preference stage learns",
+         "method: kto        # one of `methods`: how the preference stage learns"),
+    ]  # fmt: skip
 
 
 def test_metrics_folders_are_not_hidden_from_git():

@@ -96,11 +96,6 @@ def test_the_commit_verifies_itself_and_a_forged_metric_does_not(project):
 
 def test_another_method_runs_the_preference_stage_and_its_evaluation_alone(project):
     assert stages_run(project.run("dvc", "exp", "run", "-S", "method=kto").stdout) == {"dpo", "evaluate@dpo"}
-    changed = project.run("git", "diff", "-U0", "HEAD", "--", "params.yaml").stdout.splitlines()
-    assert [line for line in changed if re.match(r"[-+][^-+]", line)] == [
-        "-method: dpo        # one of `methods`: how the preference stage learns",
-        "+method: kto        # one of `methods`: how the preference stage learns",
-    ]
     diff = metrics_diff(project)
     assert set(diff) == {"metrics/dpo.json", "metrics/train_dpo.json"}
     assert diff["metrics/train_dpo.json"]["start_loss"]["new"] == 0.5

@@ -1,6 +1,5 @@
 """What the trainers really see and do: masks, stop tokens, start losses, references, precision, determinism."""
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -104,24 +103,41 @@ def test_kto_batches_hold_both_labels(inside):
 
 
 def test_the_same_seed_gives_the_same_adapter_file(inside):
-    first = hashlib.sha256(Path("models/sft/adapter_model.safetensors").read_bytes()).hexdigest()
     trainer = sft.build(read())
     training.run(trainer, "test-again")
     modeling.save_checkpoint(trainer.model, trainer.processing_class, Path("models/again"), {})
-    assert hashlib.sha256(Path("models/again/adapter_model.safetensors").read_bytes()).hexdigest() == first
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert Path("models/again", name).read_bytes() == Path("models/sft", name).read_bytes()
+
+
+def changed(params, section, **values):
+    """params with values of the chosen model's section changed, and an epoch of only a few steps."""
+    own = getattr(params.chosen_model, section).model_copy(update=values)
+    models = {params.model: params.chosen_model.model_copy(update={section: own})}
+    return params.model_copy(update={"models": models, "sft": params.sft.model_copy(update={"epochs": 0.2})})
 
 
 def test_adapters_on_a_4_bit_base_are_trained_in_fp32(inside):
-    params = read()
-    nano = params.chosen_model
-    quantised = nano.model_copy(update={"weights": nano.weights.model_copy(update={"quantization": "nf4"})})
-    trainer = sft.build(params.model_copy(update={"models": {"nano": quantised}, "sft": params.sft.model_copy(update={"epochs": 0.2})}))
+    trainer = sft.build(changed(read(), "weights", quantization="nf4"))
     assert trainer.model.get_base_model().is_loaded_in_4bit
     facts = training.run(trainer, "test-nf4")
     adapters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     assert adapters
     assert {parameter.dtype for parameter in adapters} == {torch.float32}
     assert facts["final_loss"] < facts["start_loss"]
+
+
+def test_a_whole_model_is_trained_where_lora_is_null(inside):
+    """No adapter anywhere: the preference stage then needs a second model as its reference."""
+    params = changed(read(), "sft", lora=None)
+    trainer = sft.build(params)
+    training.run(trainer, "test-whole")
+    modeling.save_checkpoint(trainer.model, trainer.processing_class, Path("models/whole"), modeling.provenance(params, sft.DATA, None))
+    preference = dpo.build(params, "dpo", Path("models/whole"))
+    assert not hasattr(preference.model, "peft_config")
+    facts = training.run(preference, "test-whole-dpo")
+    assert facts["start_loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert facts["final_margin"] > 0
 
 
 def test_a_checkpoint_has_no_pickle_and_no_path_of_this_machine(inside):
