@@ -31,7 +31,10 @@ def base_folder(manifest: Path = MANIFEST) -> Path:
     else:
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(base["repo"], revision=base["commit"], local_files_only=True))
+        try:
+            folder = Path(snapshot_download(base["repo"], revision=base["commit"], local_files_only=True))
+        except FileNotFoundError:
+            raise Problem(f"{base['repo']} at {base['commit']} is not in the hub cache of this machine: run `dvc repro -f base`") from None
     for name, file in base["files"].items():
         if not (folder / name).exists() or (folder / name).stat().st_size != file["size"]:
             raise Problem(f"{manifest} names {name} with {file['size']:,} bytes, but that is not in {folder}: run `dvc repro -f base`")

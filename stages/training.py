@@ -53,6 +53,7 @@ def arguments(params: Params, training: Training, schedule: Schedule, epochs: fl
         "seed": params.seed,
         "data_seed": params.seed,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would hide a lost loss behind the one before
         "disable_tqdm": True,
         "save_strategy": "no",
         "report_to": "none",

@@ -94,6 +94,12 @@ def test_cpo_is_the_loss_of_trl_experimental(inside):
     assert our_loss == pytest.approx(their_loss.item(), abs=1e-4)
 
 
+def test_a_lost_loss_stops_the_run(inside):
+    params = changed(read(), "sft", learning_rate=1e30)
+    with pytest.raises(Problem, match=r"the loss of test-lost is nan at step \d+: lower the learning rate"):
+        training.run(sft.build(params), "test-lost")
+
+
 def test_kto_batches_hold_both_labels(inside):
     rows = dpo.unpaired(training.load_rows(dpo.DATA, ["prompt", "chosen", "rejected"]), seed=7)
     labels = [row["label"] for row in rows]
