@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from stages.methods import METHODS
+from tools.scores import lookup
 
 COLUMNS = {
     "exact match": "exact_match.value",
@@ -68,13 +69,6 @@ def run(clone: Path, overrides: list[str]) -> None:
 def metrics(clone: Path, checkpoint: str) -> dict[str, float]:
     table = json.loads((clone / f"metrics/{checkpoint}.json").read_text(encoding="utf-8"))
     return {title: lookup(table, key) for title, key in COLUMNS.items()}
-
-
-def lookup(table: dict, key: str) -> float:
-    value = table
-    for part in key.split("."):
-        value = value[part]
-    return value
 
 
 def summary(values: dict[str, float]) -> str:

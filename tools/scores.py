@@ -36,10 +36,16 @@ def main(families: bool) -> None:
     print(f"{n} held-out questions; ± is one standard error; exact match by guessing {chance:.3f}")
 
 
-def cell(metrics: dict, key: str) -> str:
+def lookup(metrics: dict, key: str) -> dict | float:
+    """The value of a dotted key; KeyError where it does not exist."""
     value = metrics
     for part in key.split("."):
         value = value[part]
+    return value
+
+
+def cell(metrics: dict, key: str) -> str:
+    value = lookup(metrics, key)
     return f"{value['value']:.3f} ± {value['stderr']:.3f}" if isinstance(value, dict) else f"{value:.3f}"
 
 
