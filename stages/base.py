@@ -4,35 +4,54 @@ The manifest is what DVC tracks; the weights stay where they are, so 15 GB are n
 """
 
 import hashlib
+import json
+from fnmatch import fnmatch
 from pathlib import Path
 
 from stages import hub
 from stages.files import write_json
 from stages.params import Problem, Weights, stage
 
-NEEDED = ["*.safetensors", "*.json", "*.txt"]  # no pickled weights, ever
+NEEDED = ("*.safetensors", "*.json", "*.txt")  # no pickled weights, ever
+SPARE = ("consolidated*", "provenance.json")  # a second copy of the weights in another layout; where nano comes from
+INDEX = "model.safetensors.index.json"
 
 
 def main() -> None:
     with stage("base") as params:
-        folder, source = locate(params.chosen_model.weights)
-        files = {path.relative_to(folder).as_posix(): identity(path) for path in sorted(model_files(folder))}
-        if not any(name.endswith(".safetensors") for name in files) or "config.json" not in files:
-            raise Problem(f"models.{params.model}.weights: no config.json and *.safetensors in {source}")
+        key = f"models.{params.model}.weights"
+        folder, names, source = locate(key, params.chosen_model.weights)
+        check(key, folder, names)
+        files = {name: identity(folder / name) for name in names}
         write_json(hub.MANIFEST, {"model": params.model, **source, "files": files})
         print(f"base: {params.model}, {len(files)} files, {sum(f['size'] for f in files.values()) / 1e6:,.1f} MB")
+        if "repo" in source:
+            print(f"      {source['repo']} at {source['commit'][:12]}, {hub.licence_note(source['licence'])}")
 
 
-def locate(weights: Weights) -> tuple[Path, dict[str, str]]:
-    """The folder that holds the model, downloaded first where it stands on a hub, and where it came from."""
+def locate(key: str, weights: Weights) -> tuple[Path, list[str], dict[str, str]]:
+    """The folder that holds the model, downloaded first where it stands on a hub, its files, and where it came from."""
     if weights.path:
-        return Path(weights.path), {"path": weights.path}
-    folder = hub.download(weights.repo, weights.revision, NEEDED)
-    return folder, {"repo": weights.repo, "commit": folder.name}  # the hub cache names it so
+        folder = Path(weights.path)
+        return folder, model_files([path.name for path in folder.glob("*")]), {"path": weights.path}
+    found = hub.snapshot(key, "model", weights.repo, weights.revision, model_files)
+    return found.folder, list(found.files), {"repo": weights.repo, "commit": found.commit, "licence": found.licence}
 
 
-def model_files(folder: Path) -> list[Path]:
-    return [path for pattern in NEEDED for path in folder.glob(pattern) if path.name != "provenance.json"]
+def model_files(names: list[str]) -> list[str]:
+    """The files a model is loaded from: those at the top of the repository."""
+    top = [name for name in sorted(names) if "/" not in name and any(fnmatch(name, pattern) for pattern in NEEDED)]
+    return [name for name in top if not any(fnmatch(name, pattern) for pattern in SPARE)]
+
+
+def check(key: str, folder: Path, names: list[str]) -> None:
+    """Raise Problem where config, tokenizer or weights are missing, or a shard of the weights is."""
+    shards = ["model.safetensors"]
+    if INDEX in names:
+        shards = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    missing = [name for name in ("config.json", "tokenizer.json", *shards) if name not in names]
+    if missing:
+        raise Problem(f"{key}: {folder} lacks {', '.join(missing)}: a model needs its config, its tokenizer and safetensors weights")
 
 
 def identity(path: Path) -> dict[str, int | str]:

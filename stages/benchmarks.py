@@ -1,7 +1,8 @@
 """The benchmarks: how a question is asked, and when an answer is right.
 
-Each item of data/raw/benchmarks is asked three ways: as a chat turn whose greedy answer is read, as a worked-examples prompt
-that needs no chat markup (the fair way to ask a base model), and as a choice between given answers by their probability.
+Each item of the built-in benchmark (the others guard the training data, see leaks.py) is asked three ways: as a chat turn whose
+greedy answer is read, as a worked-examples prompt that needs no chat markup (the fair way to ask a base model), and as a choice
+between given answers by their probability.
 """
 
 import math
@@ -13,13 +14,20 @@ from statistics import fmean
 from pyarrow import parquet
 
 from stages import skills
+from stages.params import Problem
 
 SHOTS = 3
 
 
 def load(split: str, folder: Path = Path("data/raw/benchmarks")) -> tuple[list[dict], dict[str, list[dict]]]:
-    """The items of a split, and the worked examples of each subject (from the dev split)."""
-    rows = [row for path in sorted(folder.glob("*.parquet")) for row in parquet.read_table(path).to_pylist()]
+    """The items of a split, and the worked examples of each subject (from the dev split).
+
+    Raises Problem where the built-in benchmark is not configured.
+    """
+    path = folder / "skills.parquet"
+    if not path.exists():
+        raise Problem("data.benchmarks has no skills, which is what evaluate asks: add `skills: 60`")
+    rows = parquet.read_table(path).to_pylist()
     examples = defaultdict(list)
     for row in rows:
         if row["split"] == "dev":

@@ -1,28 +1,246 @@
-"""Fetch one role's raw data, from a hub, a file or the built-in generator → data/raw/<role>/<dataset>.parquet.
+"""Fetch one role's raw data, from a hub, a file or the built-in generator → data/raw/<role>/<dataset>.parquet, sources.json.
 
-python -m stages.fetch instructions | preferences | benchmarks
+Every row taken from a dataset is written, one that cannot be used with its fault. sources.json says what each dataset is: the
+commit its revision was resolved to, its licence, its rows and how many of them were taken.
 """
 
-import sys
-from pathlib import Path
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
+from itertools import islice
+from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
+from tqdm import tqdm
 
-from stages import catalog
-from stages.files import replace_folder
-from stages.params import ROLES, stage
+from stages import hub, skills, tables
+from stages.catalog import ADAPTERS, SCHEMAS, Adapter, Fault, Row, by_columns
+from stages.files import replace_folder, write_json
+from stages.params import ROLES, Own, Problem, Rows, Source, role_argument, stage
+
+OWN = Path("data/own")  # which DVC watches
+GROUP = 10_000  # rows a row group: what a later stage holds in memory at a time
+SAMPLE_SEED = 11  # of the fixed sample that a cap takes; as a dataset grows, what was taken stays
 
 
 def main(role: str) -> None:
     with stage("fetch", role) as params, replace_folder(Path("data/raw") / role) as folder:
-        for name, cap in getattr(params.data, role).items():
-            rows = list(catalog.rows(role, name, params.datasets[name], cap))
-            parquet.write_table(pa.Table.from_pylist(rows, pa.schema(catalog.SCHEMAS[role])), folder / f"{name}.parquet")
-            print(f"fetch: {role}: {len(rows):,} rows from {name}")
+        sources = {}
+        for name, (source, wanted) in params.mixture(role).items():
+            read = builtin if source.builtin else published
+            rows, sources[name] = read(role, name, source, wanted)
+            taken, faults, example = write(folder / f"{name}.parquet", SCHEMAS[role], name, rows)
+            if faults.total() == taken:
+                raise Problem(f"data.{role}.{name}: none of {taken:,} rows can be read as {role}: {example or 'the source is empty'}")
+            sources[name] |= {"published": sources[name].get("published", taken), "taken": taken}
+            print(summary(role, name, sources[name], faults))
+        write_json(folder / "sources.json", sources)
+
+
+def builtin(role: str, name: str, source: Source, wanted: Rows) -> tuple[Iterator[Row], dict]:
+    if wanted.rows == "all" or wanted.rows_per_task:
+        raise Problem(f"data.{role}.{name}: the built-in data has no end and no tasks, give a number of rows")
+    maker = {"instructions": skills.instructions, "preferences": skills.preferences, "benchmarks": skills.benchmark}[role]
+    return maker(wanted.rows), {"builtin": source.builtin}
+
+
+def published(role: str, name: str, source: Source, wanted: Rows) -> tuple[Iterator[Row], dict]:
+    """Rows of a dataset on a hub or in files, and what it is."""
+    key = f"data.{role}.{name}" if isinstance(source, Own) else f"datasets.{role}.{name}"
+    adapter = adapter_of(key, role, source)
+    root, names, facts = located(key, source, adapter)
+    tasks = [task for path in names for task in read_tasks(root / path, adapter.task)]
+    if wanted.rows_per_task and not adapter.task:
+        raise Problem(f"data.{role}.{name}.rows_per_task: this dataset has no tasks; name their column as columns.task")
+    rows = adapted(role, name, adapter, root, names, sample(tasks, wanted))
+    return (contradictions(list(rows)) if role == "benchmarks" else rows), facts | {"published": len(tasks), "note": adapter.note}
+
+
+def adapter_of(key: str, role: str, source: Source) -> Adapter:
+    if source.columns:
+        return by_columns(key, role, source.columns)
+    known = [name for name, adapter in ADAPTERS.items() if adapter.role == role]
+    if source.adapter not in known:
+        raise Problem(f"{key}.adapter is {source.adapter!r}: for {role} it must be one of {', '.join(known)}")
+    return ADAPTERS[source.adapter]
+
+
+# --- files ----------------------------------------------------------------------------------------------------------------
+
+
+def located(key: str, source: Source, adapter: Adapter) -> tuple[Path, list[str], dict]:
+    """A folder, the table files in it, and where they come from."""
+    if source.repo:
+        found = hub.snapshot(key, "dataset", source.repo, source.revision, lambda names: table_files(names, adapter.files))
+        root, names, facts = found.folder, list(found.files), {"repo": source.repo, "commit": found.commit, "licence": found.licence}
+    else:
+        path = Path(source.path)
+        root, names = (path.parent, [path.name]) if path.is_file() else (path, [])
+        if path.is_dir():
+            files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+            names = table_files(files, adapter.files)
+        facts = {"path": source.path}
+        if OWN not in path.parents and path != OWN:
+            stage_name = f"fetch@{key.split('.')[1]}"
+            print(f"note: {key}: {path} is outside {OWN}, where DVC watches: edits of it need `dvc repro -f {stage_name}`")
+    if not [name for name in names if PurePosixPath(name).suffix in tables.READERS]:
+        kinds = ", ".join(suffix[1:] for suffix in tables.READERS)
+        raise Problem(f"{key}: no table file ({kinds}) at {source.path or source.repo}")
+    return root, names, facts
+
+
+def table_files(names: list[str], patterns: tuple[str, ...]) -> list[str]:
+    """The files to read, in order: those of the adapter's patterns (where the layout has changed, all), in one format.
+
+    Of a table that stands there in several formats one is taken: the first of READERS.
+    """
+    visible = [name for name in sorted(names) if not any(part.startswith(".") for part in name.split("/"))]
+    named = [name for name in visible if any(fnmatch(name, pattern) for pattern in patterns)]
+    for found in (named, visible):
+        for suffix in tables.READERS:
+            if same := [name for name in found if name.endswith(suffix)]:
+                return same
+    return []
+
+
+SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "dev", "test": "test"}
+
+
+def split_in(name: str) -> str | None:
+    """The split that a file's name tells, as data/test-00000-of-00001.parquet does."""
+    words = re.split(r"[/._-]", name.lower())
+    return next((SPLITS[word] for word in reversed(words) if word in SPLITS), None)
+
+
+def splits_of(role: str, names: list[str]) -> dict[str, str | None]:
+    """The split of each file. A benchmark is asked in its test split, with worked examples from a dev split; training data has a
+    validation split of its own only where there is a train split beside it."""
+    found = {name: split_in(name) for name in names}
+    several = len(set(found.values())) > 1
+    if role == "benchmarks":
+        return {name: "dev" if several and split in ("dev", "validation", "train") else "test" for name, split in found.items()}
+    if "train" not in found.values() or not several:
+        return dict.fromkeys(names)
+    return {name: "train" if split in ("train", None) else "validation" for name, split in found.items()}
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------------
+
+
+def read_tasks(path: Path, column: str) -> Iterator[str]:
+    """The task of every row of a file, "" where it has none."""
+    for row in tables.rows(path, [column] if column else []):
+        value = row.get(column) if isinstance(row, dict) else None
+        yield "" if value is None else str(value)
+
+
+def sample(tasks: list[str], wanted: Rows) -> np.ndarray:
+    """Which rows to take, as a mask: those of the lowest random priority, at most `rows_per_task` of a task and `rows` in all."""
+    priority = np.random.default_rng(SAMPLE_SEED).random(len(tasks))
+    taken = np.ones(len(tasks), bool)
+    if wanted.rows_per_task:
+        by_task = defaultdict(list)
+        for position in np.argsort(priority, kind="stable"):
+            by_task[tasks[position]].append(position)
+        for positions in by_task.values():
+            taken[positions[wanted.rows_per_task :]] = False
+    if wanted.rows != "all":
+        order = np.argsort(priority, kind="stable")
+        taken[order[taken[order]][wanted.rows :]] = False
+    return taken
+
+
+def adapted(role: str, name: str, adapter: Adapter, root: Path, names: list[str], taken: np.ndarray) -> Iterator[Row]:
+    """The rows taken, in the layout of `role`; one that cannot be used has its fault and its original text."""
+    splits, number = splits_of(role, names), 0
+    for path in names:
+        for row in tables.rows(root / path):
+            if taken[number]:
+                ours = usable(adapter, row) | {"source": name, "id": f"{name}:{number}", "split": splits[path]}
+                if role == "benchmarks" and not ours.get("subject"):
+                    ours["subject"] = PurePosixPath(path).parent.name  # where every subject is a folder of its own
+                yield ours
+            number += 1
+
+
+def usable(adapter: Adapter, row: Row | tables.Unreadable) -> Row:
+    """A row in our layout, or why it cannot be used."""
+    try:
+        if isinstance(row, tables.Unreadable):
+            raise Fault("malformed", row.why)
+        return adapter.convert(row) | ({"task": plain(row.get(adapter.task))} if adapter.task else {})
+    except Fault as fault:
+        reason, detail = fault.args
+        return {"fault": reason, "detail": plain(detail), "original": original(row)}
+
+
+def original(row: Row | tables.Unreadable) -> str:
+    """A row as text, for a person to see what is wrong: its first 2,000 characters."""
+    if isinstance(row, tables.Unreadable):
+        return plain(row.text)
+    try:
+        return plain(json.dumps(row, ensure_ascii=False, default=str))[:2000]
+    except (ValueError, TypeError, RecursionError):
+        return ""
+
+
+def plain(value: object) -> str:
+    """Any value as text that can be written as UTF-8."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+def contradictions(rows: list[Row]) -> Iterator[Row]:
+    """Benchmark items that stand twice: with two answers all of them are out, with one answer the first is kept."""
+    answers = defaultdict(set)
+    seen = set()
+    for row in rows:
+        if "fault" not in row:
+            answers[item_key(row)].add(row["choices"][row["answer"]] if row["answer"] is not None else None)
+    for row in rows:
+        if "fault" in row:
+            yield row
+            continue
+        key = item_key(row)
+        if len(answers[key]) > 1:
+            row |= {"fault": "contradiction", "detail": f"the same question stands with {len(answers[key])} answers"}
+        elif key in seen:
+            row |= {"fault": "duplicate", "detail": "the same item stands before"}
+        seen.add(key)
+        yield row
+
+
+def item_key(row: Row) -> tuple:
+    return (" ".join(row["question"].split()), " ".join(row["context"].split()), *sorted(row["choices"]))
+
+
+def write(path: Path, schema: pa.Schema, name: str, rows: Iterable[Row]) -> tuple[int, Counter, str]:
+    """Write rows in row groups of bounded size; return how many, the faults among them, and one fault in words."""
+    rows, taken, faults, example = iter(rows), 0, Counter(), ""
+    with parquet.ParquetWriter(path, schema) as writer, tqdm(desc=name, unit=" rows", disable=None, leave=False) as bar:
+        while group := list(islice(rows, GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+            bad = [row for row in group if row.get("fault")]
+            example = example or (f"{bad[0]['id']}: {bad[0]['detail']}" if bad else "")
+            faults.update(row["fault"] for row in bad)
+            taken += len(group)
+            bar.update(len(group))
+    return taken, faults, example
+
+
+def summary(role: str, name: str, source: dict, faults: Counter) -> str:
+    """What was fetched, under which licence, in lines for a person."""
+    lost = ", ".join(f"{count:,} {reason}" for reason, count in sorted(faults.items()))
+    lines = [f"fetch: {role}: {name}: {source['taken']:,} of {source['published']:,} rows{f' ({lost})' if lost else ''}"]
+    if "repo" in source:
+        lines.append(f"       {source['repo']} at {source['commit'][:12]}, {hub.licence_note(source['licence'])}")
+    if source.get("note"):
+        lines.append(f"       {source['note']}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in [[role] for role in ROLES]:
-        sys.exit(f"usage: python -m stages.fetch {'|'.join(ROLES)}")
-    main(sys.argv[1])
+    main(role_argument("fetch", __doc__, ROLES))

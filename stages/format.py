@@ -1,120 +1,258 @@
-"""Raw rows → Arabic prompts: data/raw/<role> → data/formatted/<role>/{train,validation}.parquet and report.json.
+"""Raw rows → Arabic prompts: data/raw/<role> → data/formatted/<role>/{train,validation}.parquet and data/reports/<role>.parquet.
 
-    python -m stages.format instructions | preferences
-
-Every row that comes in is kept or counted as dropped with a reason; nothing is truncated.
+Every row that comes in is kept or stands in the report with the reason why not; nothing is truncated.
 """
 
-import hashlib
-import sys
-from collections import Counter
+import json
+import os
+import shutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import parquet
-from tokenizers import Tokenizer
+from tqdm import tqdm
 
-from stages import arabic, hub
-from stages.files import replace_folder, write_json
-from stages.params import Params, Problem, stage
-from stages.prompts import SPECIAL, TEMPLATES
+from stages import account, duplicates, hub, leaks, quality
+from stages.files import replace_file, replace_folder, write_json
+from stages.params import Format, Params, Problem, role_argument, stage
 
-ANSWERS = {"instructions": ("completion",), "preferences": ("chosen", "rejected")}
+BENCHMARKS = Path("data/raw/benchmarks")
 
 
 def main(role: str) -> None:
-    with stage("format", role) as params:
-        tokenizer = Tokenizer.from_file(str(hub.base_folder() / "tokenizer.json"))
-        checked = list(check(role, formatted(role, params), tokenizer, params.prompt.max_length))
-        kept = [row for row, reason in checked if not reason]
-        splits = {name: [row for row in kept if row["split"] == name] for name in ("train", "validation")}
-        for name, rows in splits.items():
-            if not rows:
-                raise Problem(f"no {name} rows are left in data/raw/{role}: see data.{role} and prompt.max_length")
-        with replace_folder(Path("data/formatted") / role) as folder:
-            for name, rows in splits.items():
-                parquet.write_table(pa.Table.from_pylist(rows).drop_columns(["split"]), folder / f"{name}.parquet")
-            write_json(folder / "report.json", report(checked, splits))
-        counts = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items())
-        print(f"format: {role}: {counts}, {len(checked) - len(kept):,} dropped")
+    with stage("format", role) as params, scratch(Path(".cache/format") / role) as folder:
+        # 1. single rows, in batches, on every core
+        batches = plan(Path("data/raw") / role, folder)
+        settings = quality.Settings(
+            role, params.text, params.prompt, params.format,
+            str(hub.base_folder() / "tokenizer.json"), leaks.build(BENCHMARKS, params.format.leak_overlap),
+        )  # fmt: skip
+        notes = allocate(folder, sum(batch.rows for batch in batches), params.format)
+        examine_all(batches, settings, notes)
+
+        # 2. what takes all rows to see
+        verdicts = judge(notes, params.format)
+
+        # 3. write the kept rows, the dropped ones, and the account of both
+        reports = Path(f"data/reports/{role}.parquet")
+        with replace_folder(Path("data/formatted") / role) as formatted:
+            tally = write(role, batches, verdicts, formatted, reports)
+            report = account.report(tally, json.loads((Path("data/raw") / role / "sources.json").read_text()), settings.leaks)
+            gate(role, params, report)
+            write_json(formatted / "report.json", report)
+        lost = sum(report["dropped"].values())
+        print(f"format: {role}: {report['train']:,} train, {report['validation']:,} validation, {lost:,} dropped")
 
 
-def formatted(role: str, params: Params) -> Iterator[dict]:
-    """Rows with normalised text, rendered by the template."""
-    template, held_out = TEMPLATES[params.prompt.template], params.format.validation
-    normalise = partial(arabic.normalise, tashkeel=params.text.tashkeel, digits=params.text.digits)
-    for row in raw_rows(role):
-        turns = [{"role": turn["role"], "content": normalise(turn["content"])} for turn in row["prompt"]]
-        answers = {name: normalise(row[name][-1]["content"]) for name in ANSWERS[role]}
-        yield {
-            "prompt": template.render(turns, params.prompt.system),
-            **{name: template.complete(answer) for name, answer in answers.items()},
-            "source": row["source"],
-            "id": row["id"],
-            "split": row["split"] or split_of(turns, held_out),
-            "contents": [*(turn["content"] for turn in turns), *answers.values()],
-        }
+# --- 1. single rows -------------------------------------------------------------------------------------------------------
 
 
-def raw_rows(role: str) -> Iterator[dict]:
-    for path in sorted((Path("data/raw") / role).glob("*.parquet")):
-        for batch in parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
+@dataclass(frozen=True)
+class Batch:
+    """A row group of a raw file, the place of its first row among all rows, and the file for its examined rows."""
+
+    dataset: str
+    path: Path
+    group: int
+    start: int
+    rows: int
+    shard: Path
 
 
-def split_of(turns: list[dict], validation: float) -> str:
-    """By a hash of the prompt, so that no prompt stands on both sides."""
-    text = "\0".join(turn["content"] for turn in turns)
-    share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
-    return "validation" if share < validation else "train"
+@dataclass(frozen=True)
+class Notes:
+    """What is noted of every row, in arrays on disk that all processes write to at their own rows."""
+
+    files: dict[str, Path]
+    band_rows: int
+
+    def open(self, mode: str) -> dict[str, np.ndarray]:
+        return {name: np.load(path, mmap_mode=mode) for name, path in self.files.items()}
 
 
-def check(role: str, rows: Iterator[dict], tokenizer: Tokenizer, max_length: int) -> Iterator[tuple[dict, str]]:
-    """Each row with the reason to drop it ("" to keep it), and its length in tokens: prompt and longest answer."""
-    seen = set()
-    for row in rows:
-        contents = row.pop("contents")
-        answers = [row[name] for name in ANSWERS[role]]
-        row["tokens"] = max(len(tokenizer.encode(row["prompt"] + answer).ids) for answer in answers)
-        key = (row["prompt"], *answers)
-        if not all(contents):
-            reason = "empty"
-        elif any(token in content for content in contents for token in SPECIAL):
-            reason = "special_token"  # it would end the turn, or open another
-        elif row["tokens"] > max_length:
-            reason = "too_long"  # the stop token, or the whole answer, would be cut
-        elif len(answers) == 2 and answers[0] == answers[1]:
-            reason = "chosen_is_rejected"
-        elif key in seen:
-            reason = "duplicate"
-        else:
-            reason = ""
-        seen.add(key)
-        yield row, reason
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """An empty folder for intermediate results, which are larger than memory; gone afterwards."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def report(checked: list[tuple[dict, str]], splits: dict[str, list[dict]]) -> dict:
-    """Where every row went, and token statistics of the training rows."""
-    tokens = np.array([row["tokens"] for row in splits["train"]])
-    return {
-        "rows": len(checked),
-        "train": len(splits["train"]),
-        "validation": len(splits["validation"]),
-        "dropped": dict(sorted(Counter(reason for _, reason in checked if reason).items())),
-        "tokens": {
-            "total": int(tokens.sum()),
-            "mean": round(float(tokens.mean()), 1),
-            "p50": int(np.percentile(tokens, 50)),
-            "p95": int(np.percentile(tokens, 95)),
-            "max": int(tokens.max()),
-        },
-    }
+def plan(raw: Path, folder: Path) -> list[Batch]:
+    """The row groups of a role's datasets, in the order of params.yaml: the first of two duplicates is kept."""
+    batches, start = [], 0
+    for dataset in json.loads((raw / "sources.json").read_text(encoding="utf-8")):
+        path = raw / f"{dataset}.parquet"
+        metadata = parquet.read_metadata(path)
+        for group in range(metadata.num_row_groups):
+            rows = metadata.row_group(group).num_rows
+            batches.append(Batch(dataset, path, group, start, rows, folder / f"{start}.parquet"))
+            start += rows
+    return batches
+
+
+def allocate(folder: Path, rows: int, gate: Format) -> Notes:
+    band_rows = duplicates.band_rows(gate.near_duplicates)
+    shapes = {
+        "alive": (bool, (rows,)), "comparable": (bool, (rows,)), "validation": (bool, (rows,)),
+        "exact": (np.uint64, (rows,)), "prompts": (np.uint64, (rows,)),
+        "signatures": (np.uint32, (rows, duplicates.PERMUTATIONS)),
+        "bands": (np.uint64, (duplicates.PERMUTATIONS // band_rows, rows)),
+    }  # fmt: skip
+    for name, (dtype, shape) in shapes.items():
+        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+    return Notes({name: folder / f"{name}.npy" for name in shapes}, band_rows)
+
+
+def examine_all(batches: list[Batch], settings: quality.Settings, notes: Notes) -> None:
+    total = sum(batch.rows for batch in batches)
+    workers = min(len(batches), os.cpu_count() or 1)
+    with tqdm(total=total, desc=f"format {settings.role}", unit=" rows", unit_scale=True, disable=None, leave=False) as bar:
+        if workers == 1:
+            start_worker(settings, notes)
+            for batch in batches:
+                bar.update(examine(batch))
+            return
+        with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (settings, notes)) as pool:
+            for rows in pool.map(examine, batches):
+                bar.update(rows)
+
+
+worker: partial  # of each process: `_examine` with its tokenizer and indexes loaded
+
+
+def start_worker(settings: quality.Settings, notes: Notes) -> None:
+    global worker
+    worker = partial(_examine, quality.Examiner(settings), notes)
+
+
+def examine(batch: Batch) -> int:
+    return worker(batch)
+
+
+def _examine(examiner: quality.Examiner, notes: Notes, batch: Batch) -> int:
+    """Examine a row group, write its rows to the shard and its hashes to the notes; return its number of rows."""
+    with parquet.ParquetFile(batch.path) as file:
+        raw = file.read_row_group(batch.group).to_pylist()
+    found = examiner.examine(batch.dataset, raw)
+    parquet.write_table(found.rows, batch.shard)
+    own, arrays = slice(batch.start, batch.start + batch.rows), notes.open("r+")
+    arrays["alive"][own] = pc.equal(found.rows["reason"], "").to_numpy(zero_copy_only=False)
+    arrays["validation"][own] = pc.equal(found.rows["split"], "validation").to_numpy(zero_copy_only=False)
+    arrays["comparable"][own], arrays["exact"][own], arrays["prompts"][own] = found.comparable, found.exact, found.prompts
+    arrays["signatures"][own] = found.signatures
+    arrays["bands"][:, own] = duplicates.band_keys(found.signatures, notes.band_rows)
+    return batch.rows
+
+
+# --- 2. all rows ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Of every row: the row it repeats or nearly repeats (-1: none), and whether its prompt stands in the validation split."""
+
+    exact: np.ndarray
+    near: np.ndarray
+    validation: np.ndarray
+
+
+def judge(notes: Notes, gate: Format) -> Verdicts:
+    arrays = notes.open("r")
+    alive, prompts = np.array(arrays["alive"]), np.array(arrays["prompts"])
+    exact = duplicates.exact_twins(np.array(arrays["exact"]), alive)
+    near = np.full(len(alive), -1)
+    if gate.near_duplicates < 1:
+        once = alive & (exact < 0) & arrays["comparable"]
+        near = duplicates.near_twins(arrays["bands"], arrays["signatures"], once, gate.near_duplicates)
+    # A prompt that one source holds out must not be trained on by way of another.
+    validation = np.isin(prompts, prompts[alive & arrays["validation"]])
+    return Verdicts(exact, near, validation)
+
+
+# --- 3. writing -----------------------------------------------------------------------------------------------------------
+
+
+def write(role: str, batches: list[Batch], verdicts: Verdicts, formatted: Path, reports: Path) -> account.Tally:
+    """Kept rows into train.parquet and validation.parquet, dropped and flagged ones into the report; returns the counts."""
+    tally, twins = account.Tally(), Twins(batches)
+    columns = ("prompt", *quality.ANSWERS[role], "source", "id", "tokens")
+    trained = pa.schema([field for field in quality.schema(role) if field.name in columns])
+    with (
+        parquet.ParquetWriter(formatted / "train.parquet", trained) as train,
+        parquet.ParquetWriter(formatted / "validation.parquet", trained) as validation,
+        replace_file(reports) as temporary,
+        parquet.ParquetWriter(temporary, account.DROPPED) as dropped,
+    ):
+        for batch in batches:
+            rows = settled(parquet.read_table(batch.shard), batch, verdicts, twins)
+            kept = pc.equal(rows["reason"], "")
+            held_out = pc.equal(rows["split"], "validation")
+            train.write_table(rows.filter(pc.and_not(kept, held_out)).select(trained.names))
+            validation.write_table(rows.filter(pc.and_(kept, held_out)).select(trained.names))
+            dropped.write_table(account.dropped(rows, role))
+            tally.add(rows)
+    tally.repeated = twins.most_repeated(verdicts)
+    return tally
+
+
+def settled(rows: pa.Table, batch: Batch, verdicts: Verdicts, twins: "Twins") -> pa.Table:
+    """A shard's rows with the verdicts over all rows put in: duplicates, and the split."""
+    own = slice(batch.start, batch.start + batch.rows)
+    reasons, details = rows["reason"].to_pylist(), rows["detail"].to_pylist()
+    for reason, found in (("duplicate", verdicts.exact[own]), ("near_duplicate", verdicts.near[own])):
+        for i in np.flatnonzero(found >= 0):
+            reasons[i], details[i] = reason, f"of {twins.id(found[i])}"
+    splits = np.where(verdicts.validation[own], "validation", "train")
+    for name, values in (("reason", reasons), ("detail", details), ("split", splits)):
+        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    return rows
+
+
+class Twins:
+    """The rows that others repeat, by their place among all rows."""
+
+    def __init__(self, batches: list[Batch]):
+        self.batches = batches
+        self.ids = pa.chunked_array([parquet.read_table(batch.shard, columns=["id"])["id"].combine_chunks() for batch in batches])
+
+    def id(self, place: int) -> str:
+        return self.ids[int(place)].as_py()
+
+    def most_repeated(self, verdicts: Verdicts, count: int = 10) -> list[dict]:
+        """The rows repeated most often, with how often and their prompts."""
+        found = np.concatenate([verdicts.exact, verdicts.near])
+        places, times = np.unique(found[found >= 0], return_counts=True)
+        order = np.argsort(-times, kind="stable")[:count]
+        return [{"id": self.id(places[i]), "times": int(times[i]), "prompt": self.prompt(places[i])} for i in order]
+
+    def prompt(self, place: int) -> str:
+        batch = next(batch for batch in self.batches if place < batch.start + batch.rows)
+        return parquet.read_table(batch.shard, columns=["prompt"])["prompt"][int(place - batch.start)].as_py()[:300]
+
+
+def gate(role: str, params: Params, report: dict) -> None:
+    """Raise Problem where too little is left, naming what took it."""
+    lost = sum(report["dropped"].values())
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report["dropped"].items(), key=lambda item: -item[1]))
+    if lost > params.format.max_dropped * report["rows"]:
+        share = f"{lost:,} of {report['rows']:,} rows of {role} are lost"
+        raise Problem(f"format.max_dropped is {params.format.max_dropped}, but {share} ({reasons}): see data/reports/{role}.parquet")
+    for split in ("train", "validation"):
+        if not report[split]:
+            raise Problem(f"no {split} rows of {role} are left ({reasons or 'too few came in'}): see data.{role} and format.validation")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in [[role] for role in ANSWERS]:
-        sys.exit(f"usage: python -m stages.format {'|'.join(ANSWERS)}")
-    main(sys.argv[1])
+    main(role_argument("format", __doc__, quality.ANSWERS))

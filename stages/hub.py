@@ -1,26 +1,269 @@
-"""Files from a model hub, and where the base model's files are on this machine."""
+"""Files from a model hub, and where the base model's files are on this machine.
 
+Downloads go into the Hugging Face cache, in its documented layout (blobs by hash, snapshots that link to them), so that every other
+tool finds them. What the library leaves out is done here: a killed download goes on where it stopped, every file is checked against
+its hash, and a branch is resolved to a commit once: a record beside the blobs, written last, says that a download is whole.
+"""
+
+import hashlib
 import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+from stages.files import write_json
 from stages.params import Problem
 
 MANIFEST = Path("models/base.json")
+WAITS = (1, 2, 4)  # seconds between tries, where the hub does not say
+LONGEST_WAIT = 120  # seconds; a hub that asks for more is left alone
+BUSY = (408, 429, 500, 502, 503, 504)
+T = TypeVar("T")
 
 
-def download(repo: str, revision: str, patterns: list[str], kind: str = "model") -> Path:
-    """Download a repository's files into the hub cache; return the snapshot's folder, whose name is the commit.
+@dataclass(frozen=True)
+class Snapshot:
+    """The chosen files of a repository at one commit, whole and checked. `licence` is what its card says, "" where it says none."""
 
-    Only what is missing is fetched. HF_ENDPOINT names a mirror and HF_TOKEN opens gated repositories, as everywhere.
-    Raises Problem where it cannot be had.
+    folder: Path
+    commit: str
+    files: tuple[str, ...]
+    licence: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for, and the params.yaml key that asked: the errors name both."""
+
+    key: str
+    kind: str  # model | dataset
+    repo: str
+    revision: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.kind} {self.repo} at {self.revision}"
+
+    @property
+    def folder(self) -> Path:
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.repo, repo_type=self.kind)
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "whole" / f"{self.revision.replace('/', '--')}.json"
+
+
+def snapshot(key: str, kind: str, repo: str, revision: str, choose: Callable[[list[str]], list[str]]) -> Snapshot:
+    """Have the files that `choose` picks from a repository's file names. What is there already costs no request.
+
+    HF_ENDPOINT names a mirror, HF_HOME the place of the cache, HF_TOKEN opens gated repositories, HF_HUB_OFFLINE=1 forbids requests.
+    Raises Problem, with the cure, where it cannot be had.
     """
-    from huggingface_hub import snapshot_download
+    wanted = Wanted(key, kind, repo, revision)
+    record = read_record(wanted) or {}
+    if not record or not is_whole(wanted, record, choose(record["names"])):
+        record = complete(wanted, record, choose)
+    files = tuple(sorted(choose(record["names"])))
+    return Snapshot(wanted.folder / "snapshots" / record["commit"], record["commit"], files, record["licence"])
 
+
+def read_record(wanted: Wanted) -> dict | None:
+    with suppress(FileNotFoundError, ValueError):
+        return json.loads(wanted.record.read_text(encoding="utf-8"))
+    return None
+
+
+def is_whole(wanted: Wanted, record: dict, names: list[str]) -> bool:
+    folder = wanted.folder / "snapshots" / record["commit"]
+    return all(
+        name in record["files"] and (folder / name).exists() and (folder / name).stat().st_size == record["files"][name]["size"]
+        for name in names
+    )
+
+
+# --- downloading ----------------------------------------------------------------------------------------------------------
+
+
+def complete(wanted: Wanted, record: dict, choose: Callable[[list[str]], list[str]]) -> dict:
+    """Resolve the revision, download what is missing, and write the record."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise Problem(f"{wanted} is not whole in {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE=1 forbids fetching it: unset it once")
     try:
-        return Path(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=patterns))
+        listing = patiently(lambda: listed(wanted, record.get("commit", wanted.revision)), give_up_unreachable=True)
+        sizes = {name: file["size"] for name, file in listing["files"].items()}
+        for name in choose(listing["names"]):
+            blob = wanted.folder / "blobs" / listing["files"][name]["hash"]
+            if not blob.exists() or blob.stat().st_size != sizes[name]:
+                download(wanted, listing["commit"], name, listing["files"][name], blob)
+            link(wanted.folder / "snapshots" / listing["commit"] / name, blob)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise Problem(f"{kind} {repo} at {revision} could not be fetched: {reason}") from None
+        raise explained(wanted, error) from None
+    write_json(wanted.record, listing)
+    return listing
+
+
+def listed(wanted: Wanted, revision: str) -> dict:
+    """The commit, the licence and the files of a repository: sizes, and hashes as the cache names blobs by them."""
+    from huggingface_hub import HfApi
+
+    info = HfApi(token=token()).repo_info(wanted.repo, repo_type=wanted.kind, revision=revision, files_metadata=True, timeout=30)
+    files = {file.rfilename: {"size": file.size, "hash": file.lfs.sha256 if file.lfs else file.blob_id} for file in info.siblings}
+    return {"repo": wanted.repo, "commit": info.sha, "licence": card_licence(info.card_data), "names": sorted(files), "files": files}
+
+
+def card_licence(card: Any) -> str:
+    licence = (card.get("license_name") if card and card.get("license") == "other" else None) or (card.get("license") if card else None)
+    return ", ".join(licence) if isinstance(licence, list) else licence or ""
+
+
+def token() -> str | bool:
+    """From the environment alone; False keeps the library from looking elsewhere."""
+    return os.environ.get("HF_TOKEN") or False
+
+
+def download(wanted: Wanted, commit: str, name: str, file: dict, blob: Path) -> None:
+    """A file of the repository into its blob. A half one stays beside it under .part, for the next try to go on from."""
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    part = blob.with_name(f"{blob.name}.part")
+    for _ in range(2):  # a file whose hash is wrong is fetched once more
+        patiently(lambda: fill(wanted, commit, name, file["size"], part), progress=lambda: size_of(part))
+        if hash_of(part, file["hash"]) == file["hash"]:
+            part.replace(blob)
+            return
+        part.unlink()
+    raise Problem(f"{wanted}: {name} arrived twice with another content than the hub says (hash {file['hash'][:12]}…): try a mirror")
+
+
+def fill(wanted: Wanted, commit: str, name: str, size: int, part: Path) -> None:
+    """Fetch the bytes that `part` still lacks."""
+    import httpx2
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    from tqdm import tqdm
+
+    if size_of(part) > size:
+        part.unlink()
+    have = size_of(part)
+    if have == size:
+        part.touch()
+        return
+    url = hf_hub_url(wanted.repo, name, repo_type=wanted.kind, revision=commit)
+    headers = build_hf_headers(token=token()) | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as response:
+        hf_raise_for_status(response)
+        resumed = response.status_code == 206
+        with (
+            part.open("ab" if resumed else "wb") as out,
+            tqdm(desc=name[-40:], total=size, initial=have if resumed else 0, unit="B", unit_scale=True, disable=None, leave=False) as bar,
+        ):
+            for chunk in response.iter_raw():  # as it comes: a chunk that is waited for would be lost with the connection
+                out.write(chunk)
+                bar.update(len(chunk))
+    if size_of(part) < size:
+        raise httpx2.ReadError(f"{name} ended after {size_of(part):,} of {size:,} bytes")
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def hash_of(path: Path, like: str) -> str:
+    """The content's hash as the hub gives it: sha256 of large files, git's blob id (sha1) of others."""
+    digest = hashlib.sha256() if len(like) == 64 else hashlib.sha1(b"blob %d\0" % size_of(path))
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def link(pointer: Path, blob: Path) -> None:
+    """Let the snapshot's file point to its blob, as the cache does (a copy where the system has no links)."""
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    pointer.unlink(missing_ok=True)
+    try:
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    except OSError:
+        os.link(blob, pointer)
+
+
+def patiently(action: Callable[[], T], progress: Callable[[], int] = lambda: 0, give_up_unreachable: bool = False) -> T:
+    """Try again where the hub is busy or the connection breaks, as long as it says or WAITS says; progress starts the count anew."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    tries, reached = 0, progress()
+    while True:
+        try:
+            return action()
+        except HfHubHTTPError as error:
+            wait = wait_told(error) if error.response.status_code in BUSY else None
+            if wait is None or tries == len(WAITS) or wait > LONGEST_WAIT:
+                raise
+        except httpx2.TransportError as error:
+            if tries == len(WAITS) or (give_up_unreachable and isinstance(error, httpx2.ConnectError)):
+                raise
+            wait = -1
+        time.sleep(WAITS[tries] if wait < 0 else wait)
+        tries, reached = (0, progress()) if progress() > reached else (tries + 1, reached)
+
+
+def wait_told(error: Any) -> int:
+    """Seconds that a busy hub asks to wait; -1 where it does not say."""
+    told = error.response.headers.get("Retry-After", "")
+    return int(told) if told.isdecimal() else -1
+
+
+# --- what went wrong ------------------------------------------------------------------------------------------------------
+
+
+def explained(wanted: Wanted, error: Exception) -> Problem:
+    """The error in one line, with its cure. Never the library's own text, which may repeat what a server or a header said."""
+    import httpx2
+    from huggingface_hub import constants, errors
+
+    end, page = constants.ENDPOINT, f"{constants.ENDPOINT}/{'datasets/' if wanted.kind == 'dataset' else ''}{wanted.repo}"
+    kept = "what is downloaded is kept"
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, errors.GatedRepoError):
+        return Problem(f"{wanted} is gated: accept its licence at {page} and set HF_TOKEN to your token")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return Problem(f"{wanted}: there is no such revision: give a commit, a tag or a branch of {page} as {wanted.key}.revision")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return Problem(f"{wanted} is not to be found on {end}: correct {wanted.key}.repo, or set HF_TOKEN if it is private")
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        if status in (401, 403):  # a hub may answer so to hide that there is nothing
+            cure = f"correct {wanted.key}.repo, or accept the licence at {page} and set HF_TOKEN to a valid token"
+            return Problem(f"{wanted}: {end} refuses access ({status}): {cure}")
+        cure = "run again later" if status in BUSY else "try a mirror (HF_ENDPOINT)"
+        return Problem(f"{wanted}: {end} answers {status}: {cure}; {kept}")
+    if isinstance(error, (httpx2.TransportError, errors.OfflineModeIsEnabled)):
+        return Problem(f"{wanted}: {end} cannot be reached ({type(error).__name__}): connect, or name a mirror in HF_ENDPOINT; {kept}")
+    if isinstance(error, OSError):
+        return Problem(f"{wanted} cannot be written to {constants.HF_HUB_CACHE} ({error.strerror}): free room or set HF_HOME; {kept}")
+    return Problem(f"{wanted} could not be fetched: unexpected answer of {end} ({type(error).__name__})")
+
+
+def licence_note(licence: str) -> str:
+    """A licence as a person must hear it."""
+    words = licence.lower().replace("_", "-").split("-")
+    if not licence:
+        return "no licence stated: ask its authors before you use it"
+    if "research" in words:
+        return f"licence {licence}: RESEARCH, NON-COMMERCIAL USE ONLY"
+    return f"licence {licence}" + (": NON-COMMERCIAL USE ONLY" if "nc" in words or "noncommercial" in words else "")
+
+
+# --- the base model -------------------------------------------------------------------------------------------------------
 
 
 def base_folder(manifest: Path = MANIFEST) -> Path:
@@ -29,12 +272,7 @@ def base_folder(manifest: Path = MANIFEST) -> Path:
     if "path" in base:
         folder = Path(base["path"])
     else:
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(base["repo"], revision=base["commit"], local_files_only=True))
-        except FileNotFoundError:
-            raise Problem(f"{base['repo']} at {base['commit']} is not in the hub cache of this machine: run `dvc repro -f base`") from None
+        folder = Wanted("", "model", base["repo"], base["commit"]).folder / "snapshots" / base["commit"]
     for name, file in base["files"].items():
         if not (folder / name).exists() or (folder / name).stat().st_size != file["size"]:
             raise Problem(f"{manifest} names {name} with {file['size']:,} bytes, but that is not in {folder}: run `dvc repro -f base`")

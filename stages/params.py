@@ -5,17 +5,28 @@ an sft run; gives the stage only what dvc.yaml declares for it, so that an undec
 params or code edited while the stage ran, which DVC would record as if they had been used.
 """
 
+import argparse
 import hashlib
 import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from ruamel.yaml import YAML
 
 from stages.methods import METHODS
@@ -24,7 +35,7 @@ from stages.prompts import TEMPLATES
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
-Mixture = dict[str, Count | None]
+Amount = Annotated[Any, AfterValidator(lambda value: _amount(value))]
 ROLES = ("instructions", "preferences", "benchmarks")
 
 
@@ -41,15 +52,66 @@ class Section(BaseModel):
         raise AttributeError(name)
 
 
+class Source(Section):
+    """Where a dataset comes from and how its columns become ours: by `columns`, or by an `adapter` of stages/catalog.py."""
+
+    builtin: Literal["skills"] | None = None
+    repo: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    columns: dict[str, str | list[str]] | None = None
+    adapter: str | None = None
+
+    @model_validator(mode="after")
+    def one_source(self) -> "Source":
+        if [self.builtin, self.repo, self.path].count(None) != 2:
+            raise ValueError("needs exactly one of `builtin`, `repo` (with `revision`) and `path`")
+        if self.repo and not self.revision:
+            raise ValueError("needs a `revision` beside `repo`: a commit, a tag or main")
+        if not self.builtin and (self.columns is None) == (self.adapter is None):
+            raise ValueError("needs `columns` (our column names and the dataset's) or an `adapter`, and not both")
+        return self
+
+
+class Rows(Section):
+    """How much to take: a sample of at most `rows`, and of at most `rows_per_task` of each task."""
+
+    rows: Amount = "all"
+    rows_per_task: Count | None = None
+
+
+class Own(Source, Rows):
+    """A dataset given where it is used: a source, and how much of it."""
+
+
+def _is_own(value: Any) -> str:
+    return "[own]" if isinstance(value, Own) or (isinstance(value, dict) and set(value) & set(Source.model_fields)) else "[rows]"
+
+
+Wanted = Annotated[
+    Annotated[Rows, Tag("[rows]")] | Annotated[Own, Tag("[own]")],
+    Discriminator(_is_own),
+    BeforeValidator(lambda value: value if isinstance(value, (dict, Rows)) else {"rows": value}),
+]
+Mixture = dict[str, Wanted]
+
+
 class Data(Section):
     instructions: Mixture
     preferences: Mixture
     benchmarks: Mixture
 
 
+class Datasets(Section):
+    instructions: dict[str, Source]
+    preferences: dict[str, Source]
+    benchmarks: dict[str, Source]
+
+
 class Text(Section):
     tashkeel: Literal["keep", "strip"]
     digits: Literal["keep", "western"]
+    lookalikes: Literal["keep", "arabic"]
 
 
 class Prompt(Section):
@@ -59,7 +121,15 @@ class Prompt(Section):
 
 
 class Format(Section):
+    """The quality gate of stages/quality.py."""
+
     validation: Annotated[float, Field(gt=0, lt=1)]
+    min_answer: Count
+    min_arabic: Annotated[float, Field(ge=0, le=1)]
+    near_duplicates: Annotated[float, Field(ge=0.5, le=1)]
+    leaks: Literal["drop", "flag"]
+    leak_overlap: Annotated[float, Field(gt=0, le=1)]
+    max_dropped: Annotated[float, Field(ge=0, le=1)]
 
 
 class Schedule(Section):
@@ -139,24 +209,6 @@ class Method(Section):
     undesirable_weight: Positive | None = None
 
 
-class Dataset(Section):
-    builtin: Literal["skills"] | None = None
-    repo: str | None = None
-    revision: str | None = None
-    path: str | None = None
-    columns: dict[str, str] | None = None
-
-    @model_validator(mode="after")
-    def one_source(self) -> "Dataset":
-        if [self.builtin, self.repo, self.path].count(None) != 2:
-            raise ValueError("needs exactly one of `builtin`, `repo` (with `revision`) and `path`")
-        if self.repo and not self.revision:
-            raise ValueError("needs a `revision` beside `repo`: a commit, a tag or main")
-        if not self.builtin and not self.columns:
-            raise ValueError("needs `columns`: our column names and the dataset's")
-        return self
-
-
 class Nano(Section):
     seed: int
     documents: Count
@@ -187,7 +239,7 @@ class Params(Section):
     evaluate: Evaluate
     models: dict[str, Model]
     methods: dict[str, Method]
-    datasets: dict[str, Dataset]
+    datasets: Datasets
     nano: Nano
 
     @model_validator(mode="after")
@@ -197,8 +249,9 @@ class Params(Section):
         for name in self.refine:
             _known("refine", name, self.methods)
         for role in ROLES:
-            for name in getattr(self.data, role):
-                _known(f"data.{role}", name, self.datasets)
+            for name, wanted in getattr(self.data, role).items():
+                if not isinstance(wanted, Own):
+                    _known(f"data.{role}", name, getattr(self.datasets, role))
         if len(set(self.refine)) < len(self.refine):
             raise ValueError(f"refine is {self.refine}: each pass can stand in it once")
         return self
@@ -221,6 +274,17 @@ class Params(Section):
     @property
     def chosen_model(self) -> Model:
         return self.models[self.model]
+
+    def mixture(self, role: str) -> dict[str, tuple[Source, Rows]]:
+        """The datasets of a role, in order: where each comes from and how much of it is taken."""
+        wanted, known = getattr(self.data, role), getattr(self.datasets, role)
+        return {name: (own if isinstance(own, Own) else known[name], own) for name, own in wanted.items()}
+
+
+def _amount(value: Any) -> int | str:
+    if value == "all" or (type(value) is int and value > 0):
+        return value
+    raise ValueError(f"must be a number of rows or `all`, not {value!r}")
 
 
 def _known(key: str, value: str, table: dict) -> None:
@@ -319,12 +383,21 @@ def stage(name: str, item: str = "") -> Iterator[Params]:
                 raise Problem(f"{key} changed while stage {name} was running, so its result is not recorded: run again")
 
 
+def role_argument(name: str, description: str, roles: Iterable[str]) -> str:
+    """The role that the command line of a stage gives."""
+    parser = argparse.ArgumentParser(f"python -m stages.{name}", description=description)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("role", choices=list(roles))
+    return parser.parse_args().role
+
+
 def quiet() -> None:
     """Before any library is imported: no noise that a user cannot act on."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # and no request but for files
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)  # what a library will call differently one day
 

@@ -28,6 +28,7 @@ class Workspace:
 
     def __init__(self, path: Path):
         self.path = path
+        self.environment: dict[str, str] = {}
         tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
         for name in tracked.stdout.splitlines():
             if (ROOT / name).is_file() and not name.startswith(("metrics/", "dvc.lock")):
@@ -48,9 +49,23 @@ class Workspace:
         with file.open("w", encoding="utf-8") as out:
             yaml.dump(table, out)
 
+    def under_git(self, remote: Path) -> None:
+        """Make it a git and DVC repository of its own, as a fresh clone would be."""
+        self.run("git", "init", "-q")
+        self.run("git", "config", "user.email", "test@example.com")
+        self.run("git", "config", "user.name", "test")
+        self.run("dvc", "remote", "modify", "local", "url", str(remote))
+        self.commit("start")
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-q", "-m", message)
+
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
         """Run a command in the workspace, with this Python's tools first on the path."""
-        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": ""}
+        environment = (
+            os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": ""} | self.environment
+        )
         result = subprocess.run(command, cwd=self.path, env=environment, capture_output=True, text=True)
         if check and result.returncode:
             pytest.fail(f"{' '.join(command)}\n{result.stdout}\n{result.stderr}")

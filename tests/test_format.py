@@ -1,10 +1,20 @@
 """From raw rows to prompts: text policy, templates, and an account of every row."""
 
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from tokenizers import Tokenizer
 
+from stages import account, catalog, duplicates, leaks, quality, shingles
 from stages import format as formatting
-from stages.arabic import arabic_share, normalise
+from stages.arabic import arabic_share, normalise, words
+from stages.params import read
 from stages.prompts import TEMPLATES
 from tests.conftest import ROOT
 
@@ -13,27 +23,43 @@ from tests.conftest import ROOT
     ("raw", "clean"),
     [
         ("ﻣﺮﺣﺒﺎ", "مرحبا"),  # presentation forms
+        ("ﷺ", "صلى الله عليه وسلم"),
+        ("قا\u0644\ufe70", "قال\u064b"),  # a vowel sign in presentation form stands on no blank
+        ("ا\u0653 و\u0654", "آ ؤ"),  # letters apart from their hamza or madda
         ("مـــرحبا", "مرحبا"),  # tatweel
-        ("مر\u200bحبا\u200f", "مرحبا"),  # zero-width and bidi controls
+        ("\ufeffمر\u200bحبا\u200f\u00ad", "مرحبا"),  # zero-width and bidi controls, soft hyphen, byte order mark
+        ("می\u200cخواهم", "ميخواهم"),  # Persian look-alikes
+        ("\U0001f468\u200d\U0001f469 أ\u200dب", "\U0001f468\u200d\U0001f469 أب"),  # a joiner stays inside an emoji alone
         ("سطر\r\nسطر\rسطر", "سطر\nسطر\nسطر"),
-        ("  كلمة   كلمة\t \n كلمة ", "كلمة كلمة\nكلمة"),
+        ("  كلمة   كلمة\t \n كلمة ", "كلمة كلمة\n كلمة"),
+        ("قائمة:\n  - بند\n\tx = 1", "قائمة:\n  - بند\n\tx = 1"),  # indentation is structure
         ("مَدْرَسَةٌ ٣", "مَدْرَسَةٌ ٣"),  # kept unless asked for
         ("إلى أن ى ة", "إلى أن ى ة"),  # spelling is never touched
-        ("m² ½", "m² ½"),  # NFKC is for Arabic presentation forms alone
+        ("m² ½ x\u00a0y", "m² ½ x y"),  # NFKC is for Arabic presentation forms alone
     ],
 )
 def test_text_is_cleaned_without_changing_its_spelling(raw, clean):
     assert normalise(raw) == clean
+    assert normalise(clean) == clean
 
 
-def test_tashkeel_and_digits_follow_the_policy():
-    assert normalise("مَدْرَسَةٌ ٣", tashkeel="strip", digits="western") == "مدرسة 3"
+def test_tashkeel_digits_and_lookalikes_follow_the_policy():
+    assert normalise("مَدْرَسَةٌ ٣ ۴", tashkeel="strip", digits="western") == "مدرسة 3 4"
+    assert normalise("قُرۡءَانٞ", tashkeel="strip") == "قرءان"  # Qur'anic signs
+    assert normalise("آمن", tashkeel="strip") == "آمن"
+    assert normalise("کتاب", lookalikes="keep") == "کتاب"
 
 
 def test_arabic_share_counts_letters_alone():
     assert arabic_share("مرحبا، 123!") == 1.0
     assert arabic_share("مرحبا Hello") == 0.5
+    assert arabic_share("مَرْحَبًا Hello") == 0.5
     assert arabic_share("12") == 1.0
+
+
+def test_words_are_compared_without_what_does_not_change_them():
+    assert words("قَالَ: «إلى المدرسةِ»،\n\n ٣+4") == ["قال", "الي", "المدرسه", "\n", "3", "+", "4", "\n"]
+    assert words("3 - 4") != words("3 + 4")
 
 
 CHAT = [{"role": "user", "content": "س"}, {"role": "assistant", "content": "ج"}, {"role": "user", "content": "ص"}]
@@ -65,28 +91,210 @@ def test_an_answer_starts_on_a_token_boundary_and_stops_with_one_token(name):
         assert whole[-1] == tokenizer.token_to_id(template.stop)
 
 
-def row(prompt="سؤال", **answers):
-    return {"prompt": prompt, **answers, "contents": [prompt, *answers.values()], "split": "train"}
+# --- the quality gate -----------------------------------------------------------------------------------------------------
 
 
-def test_every_row_is_kept_or_dropped_with_a_reason():
+@pytest.fixture
+def examine(tmp_path):
+    """Examine rows as the stage does; `benchmark` are questions that must not leak."""
+
+    def run(role, rows, benchmark=(), **gate):
+        params = read(ROOT / "params.yaml")
+        items = [catalog.question(asked, ["نعم", "لا"], 0) | {"id": str(i), "split": "test"} for i, asked in enumerate(benchmark)]
+        parquet.write_table(pa.Table.from_pylist(items, catalog.SCHEMAS["benchmarks"]), tmp_path / "exam.parquet")
+        own = params.format.model_copy(update=gate)
+        prompt = params.prompt.model_copy(update={"max_length": 64})
+        tokenizer = str(ROOT / "models/nano/tokenizer.json")
+        settings = quality.Settings(role, params.text, prompt, own, tokenizer, leaks.build(tmp_path, own.leak_overlap))
+        common = {"source": "s", "fault": None, "split": "train"}
+        return quality.Examiner(settings).examine("s", [{**common, "id": str(i), **row} for i, row in enumerate(rows)])
+
+    return run
+
+
+def test_every_row_is_kept_or_dropped_with_a_reason(examine):
+    def pair(chosen, rejected, prompt="ما رأيك؟"):
+        return catalog.pair(prompt, chosen, rejected)
+
+    rows = {
+        "": pair("نعم", "لا"),
+        "chosen_is_rejected": pair("نعم", "نعم\u200b"),
+        "empty": pair("\u200b", "لا"),
+        "special_token": pair("نعم<|im_end|>", "لا"),
+        "too_long": pair("نعم " * 80, "لا"),
+        "too_short": pair("ن", "لا"),
+        "wrong_language": pair("Yes, of course, I do think so", "لا"),
+        "answer_is_prompt": pair("نعم", "ما رأيك؟"),
+    }
+    found = examine("preferences", [*rows.values(), {"fault": "malformed", "detail": "x is int", "original": "{}"}]).rows.to_pylist()
+    assert [row["reason"] for row in found] == [*rows, "malformed"]
+    assert found[-1]["detail"] == "x is int"
+    assert found[0]["chosen"] == "نعم<|im_end|>"
+
+
+def test_a_single_digit_is_an_answer(examine):
+    found = examine("instructions", [catalog.instruction("كم عدد القارات؟", "٧")]).rows.to_pylist()
+    assert found[0]["reason"] == ""
+
+
+def test_tokens_saved_by_cleaning_are_measured_with_the_models_tokenizer(examine):
     tokenizer = Tokenizer.from_file(str(ROOT / "models/nano/tokenizer.json"))
-    rows = [
-        row(chosen="نعم", rejected="لا"),
-        row(chosen="نعم", rejected="لا"),
-        row(chosen="نعم", rejected="نعم"),
-        row(chosen="", rejected="لا"),
-        row(chosen="نعم<|im_end|>", rejected="لا"),
-        row(chosen="نعم " * 40, rejected="لا"),
-    ]
-    checked = list(formatting.check("preferences", iter(rows), tokenizer, max_length=32))
-    assert [reason for _, reason in checked] == ["", "duplicate", "chosen_is_rejected", "empty", "special_token", "too_long"]
-    report = formatting.report(checked, {"train": [checked[0][0]], "validation": []})
-    assert report["rows"] == report["train"] + report["validation"] + sum(report["dropped"].values())
+    dirty, clean = "مـــا عـدد\u200f القارات؟", "ما عدد القارات؟"
+    (row,) = examine("instructions", [catalog.instruction(dirty, "سبع")]).rows.to_pylist()
+    assert row["saved"] == len(tokenizer.encode(dirty).ids) - len(tokenizer.encode(clean).ids) > 0
+
+
+QUESTION = "ما هي عاصمة الدولة التي تقع بين نهري دجلة والفرات في غرب آسيا"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "leaks_it"),
+    [
+        (QUESTION + "؟", True),
+        ("أجب: " + QUESTION.replace("أ", "ا") + "\nأ) بغداد", True),  # inside a longer prompt, spelled otherwise
+        ("مَا هِيَ " + QUESTION[6:], True),
+        ("ما هي عاصمة الدولة التي تقع على ضفاف نهر النيل في شمال إفريقيا؟", False),
+        ("اكتب العدد الآتي تسعمئة", True),
+        ("اكتب العدد الآتي تسعمئة وثمانية", False),  # a short question must end where the prompt does
+    ],
+)
+def test_a_benchmark_question_in_a_training_row_is_found(examine, prompt, leaks_it):
+    rows = [catalog.instruction(prompt, "بغداد هي")]
+    benchmark = [QUESTION + "؟", "اكتب العدد الآتي تسعمئة؟"]
+    (row,) = examine("instructions", rows, benchmark).rows.to_pylist()
+    assert (row["reason"] == "leak") == bool(row["leak"]) == leaks_it
+    (flagged,) = examine("instructions", rows, benchmark, leaks="flag").rows.to_pylist()
+    assert flagged["reason"] == ""
+    assert bool(flagged["leak"]) == leaks_it
+    (held_out,) = examine("instructions", [rows[0] | {"split": "validation"}], benchmark).rows.to_pylist()
+    assert not held_out["leak"]  # nobody trains on it
+
+
+def test_a_question_that_says_little_counts_with_its_answer(tmp_path):
+    rows = [{"question": "أيهما صحيح؟", "choices": ["بغداد عاصمة العراق", "لا"], "answer": 0}] * 2
+    assert leaks.item_words(rows)[0] == words("أيهما صحيح؟") + words("بغداد عاصمة العراق")
+
+
+# --- duplicates -----------------------------------------------------------------------------------------------------------
+
+
+def test_near_duplicates_are_found_and_nothing_else():
+    rng = np.random.default_rng(3)
+    vocabulary = [f"كلمة{i}" for i in range(5000)]
+    texts = [rng.choice(vocabulary, 40).tolist() for _ in range(400)]
+    for i in range(200, 300):
+        texts[i] = list(texts[i - 200])
+        texts[i][int(rng.integers(40))] = "غيرها"  # Jaccard of word pairs: 37/41 = 0.90
+    for i in range(300, 350):
+        texts[i] = texts[i - 300][:20] + texts[i][20:]  # 19/59 = 0.32
+    hashes, owners = shingles.hash_words(texts)
+    signature = duplicates.signatures(hashes, owners, len(texts))
+    keys = duplicates.band_keys(signature, duplicates.band_rows(0.8))
+    twins = duplicates.near_twins(keys, signature, np.ones(len(texts), bool), 0.8)
+    found = twins[200:300]
+    assert (found == np.arange(100)).mean() > 0.95
+    assert set(np.delete(twins, np.arange(200, 300))) == {-1}
+    alone = duplicates.near_twins(keys, signature, np.arange(400) >= 200, 0.8)
+    assert set(alone) == {-1}  # a row that is out already has no twins
+
+
+def test_signatures_estimate_the_jaccard_similarity():
+    left, right = list("abcdefghijklmnopqrst"), list("abcdefghijklmnopqrsz")  # 18 shared of 20 word pairs
+    signature = duplicates.signatures(*shingles.hash_words([left, right]), 2)
+    assert (signature[0] == signature[1]).mean() == pytest.approx(18 / 20, abs=0.1)
+
+
+def test_exact_twins_point_to_the_first_row_that_counts():
+    keys = np.array([5, 7, 5, 5, 7], np.uint64)
+    assert duplicates.exact_twins(keys, np.array([False, True, True, True, True])).tolist() == [-1, -1, -1, 2, 1]
+
+
+def test_runs_of_words_stay_inside_their_text():
+    hashes, owners = shingles.hash_words([["a", "b"], ["c"], ["a", "b", "c"]])
+    runs, texts = shingles.ngrams(hashes, owners, 2)
+    assert texts.tolist() == [0, 2, 2]
+    assert runs[0] == runs[1] != runs[2]
+
+
+# --- the stage ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_prompt_is_always_on_the_same_side():
-    turns = [[{"role": "user", "content": f"سؤال {i}"}] for i in range(2000)]
-    sides = [formatting.split_of(turn, 0.1) for turn in turns]
-    assert sides == [formatting.split_of(turn, 0.1) for turn in turns]
+    keys = [quality.key([f"سؤال{i}"], []) for i in range(2000)]
+    sides = [quality.split_of(key, 0.1) for key in keys]
+    assert sides == [quality.split_of(key, 0.1) for key in keys]
     assert 0.08 < sides.count("validation") / 2000 < 0.12
+
+
+def sources(folder, role, **tables):
+    """data/raw of a role, from rows by dataset."""
+    raw = folder / "data/raw" / role
+    raw.mkdir(parents=True)
+    for name, rows in tables.items():
+        rows = [{"source": name, "id": f"{name}:{i}", **row} for i, row in enumerate(rows)]
+        parquet.write_table(pa.Table.from_pylist(rows, catalog.SCHEMAS[role]), raw / f"{name}.parquet", row_group_size=40)
+    (raw / "sources.json").write_text(json.dumps({name: {"published": len(rows)} for name, rows in tables.items()}))
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with two datasets that share rows and prompts, in several row groups."""
+    for part in ("stages", "params.yaml", "dvc.yaml", "models"):
+        (tmp_path / part).symlink_to(ROOT / part)
+    long = " ".join(f"كلمة{i}" for i in range(30))
+    first = [catalog.instruction(f"سؤال رقم {i}", f"جواب {i}") for i in range(100)]
+    second = [catalog.instruction(f"سُؤال رقم {i}،", f"جواب {i}.") for i in range(50)]  # the same but for marks
+    second += [catalog.instruction(long, long + " نهاية"), catalog.instruction(long, long + " أخرى")]
+    second += [
+        catalog.instruction("سؤال رقم 7", "جواب آخر") | {"split": "validation"},
+        {"fault": "malformed", "detail": "d", "original": "o"},
+    ]
+    sources(tmp_path, "instructions", first=first, second=second)
+    exam = [catalog.question("سؤال رقم 9", ["جواب 9", "لا"], 0) | {"split": "test"}]
+    sources(tmp_path, "benchmarks", exam=exam)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_account_of_a_mixture_adds_up(project):
+    formatting.main("instructions")
+    report = json.loads((project / "data/formatted/instructions/report.json").read_text(encoding="utf-8"))
+    dropped = parquet.read_table(project / "data/reports/instructions.parquet").to_pylist()
+    train, validation = (parquet.read_table(project / f"data/formatted/instructions/{name}.parquet") for name in ("train", "validation"))
+    assert report["rows"] == 154 == len(train) + len(validation) + len(dropped)
+    assert (report["train"], report["validation"]) == (len(train), len(validation))
+    assert report["dropped"] == dict(Counter(row["reason"] for row in dropped))
+    assert report["dropped"] == {"duplicate": 49, "leak": 2, "malformed": 1, "near_duplicate": 1}
+    for source in report["sources"].values():
+        assert source["rows"] == source["published"] == source["train"] + source["validation"] + sum(source["dropped"].values())
+    twin = next(row for row in dropped if row["id"] == "second:3")
+    assert (twin["reason"], twin["detail"]) == ("duplicate", "of first:3")
+    assert next(row for row in dropped if row["reason"] == "near_duplicate")["detail"] == "of second:50"
+    assert report["leaks"]["exam"] == {"items": 1, "unchecked": 0, "leaked_items": 1, "rows": 2}
+    assert not set(train["prompt"].to_pylist()) & set(validation["prompt"].to_pylist())
+    assert "second:52" in validation["id"].to_pylist()
+    assert "first:7" in validation["id"].to_pylist()  # another source holds its prompt out
+
+
+def test_too_great_a_loss_stops_the_stage_and_leaves_the_report(project, monkeypatch):
+    params = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("max_dropped: 0.5", "max_dropped: 0.1")
+    (project / "params.yaml").unlink()
+    (project / "params.yaml").write_text(params, encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"format.max_dropped is 0.1, but 53 of 154 rows of instructions are lost \(49 duplicate, 2 leak"):
+        formatting.main("instructions")
+    assert not (project / "data/formatted/instructions").exists()
+    assert len(parquet.read_table(project / "data/reports/instructions.parquet")) == 53
+
+
+def test_lengths_are_counted_to_the_last_row():
+    found = account.lengths([np.array([1, 32, 33]), np.array([5000])])
+    assert found["histogram"] == {"to_32": 2, "to_64": 1, "longer": 1}
+    assert found["total"] == 5066
+
+
+@pytest.mark.parametrize("module", ["fetch", "format"])
+def test_data_stages_never_import_torch(module):
+    code = f"import sys, stages.{module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    usage = subprocess.run([sys.executable, "-m", f"stages.{module}", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"usage: python -m stages.{module}" in usage.stdout

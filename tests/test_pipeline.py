@@ -18,17 +18,8 @@ EVERY_STAGE = {
 def project(tmp_path_factory) -> Workspace:
     """A git and DVC repository of its own, as a fresh clone would be, with tiny settings."""
     project = Workspace(tmp_path_factory.mktemp("project"))
-    project.run("git", "init", "-q")
-    project.run("git", "config", "user.email", "test@example.com")
-    project.run("git", "config", "user.name", "test")
-    project.run("dvc", "remote", "modify", "local", "url", str(tmp_path_factory.mktemp("remote")))
-    commit(project, "tiny settings")
+    project.under_git(tmp_path_factory.mktemp("remote"))
     return project
-
-
-def commit(project: Workspace, message: str) -> None:
-    project.run("git", "add", "-A")
-    project.run("git", "commit", "-q", "-m", message)
 
 
 def stages_run(output: str) -> set[str]:
@@ -51,7 +42,7 @@ def test_a_bad_value_stops_the_first_stage_with_one_line(project):
 
 def test_repro_runs_everything_once(project):
     assert stages_run(project.run("dvc", "repro").stdout) == EVERY_STAGE
-    commit(project, "first results")
+    project.commit("first results")
     again = project.run("dvc", "repro").stdout
     assert not stages_run(again)
     assert "up to date" in again
@@ -85,12 +76,12 @@ def test_the_commit_verifies_itself_and_a_forged_metric_does_not(project):
     path = project.path / "metrics/dpo.json"
     honest = path.read_text(encoding="utf-8")
     path.write_text(honest.replace('"value": ', '"value": 1', 1), encoding="utf-8")
-    commit(project, "a better number")
+    project.commit("a better number")
     result = project.run("python", "-m", "tools.verify", check=False)
     assert result.returncode == 1
     assert "metrics/dpo.json, in git and as evaluate@dpo saw it" in result.stdout
     path.write_text(honest, encoding="utf-8")
-    commit(project, "the honest number")
+    project.commit("the honest number")
     assert "exact match" in project.run("python", "-m", "tools.scores", "--families").stdout
 
 

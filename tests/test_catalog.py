@@ -1,0 +1,273 @@
+"""Every published layout becomes ours, every row is accounted for, and no row, however broken, stops a run."""
+
+import json
+import os
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from stages import catalog, fetch, leaks, quality, tables
+from stages.catalog import ADAPTERS, Fault
+from stages.params import Own, Problem, Rows, Source, read
+from tests.conftest import ROOT
+
+FUZZED_ROWS = int(os.environ.get("FUZZED_ROWS", 1000))  # of each adapter
+
+
+def messages(*turns):
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+ASK = messages(("user", "ما عاصمة مصر؟"))
+GOOD, BAD = messages(("assistant", "القاهرة")), messages(("assistant", "تونس"))
+CHAT = '[{"role": "مستخدم", "content": "ما عاصمة مصر؟"}, {"role": "مساعد", "content": "%s"}]'
+NUMPY = "[{'content': 'ما عاصمة مصر؟', 'role': 'user'}\n {'content': '%s', 'role': 'assistant'}]"
+FLAT = {"prompt": "ما عاصمة مصر؟", "chosen": "القاهرة", "rejected": "تونس"}
+PAIR = {"prompt": ASK, "chosen": GOOD, "rejected": BAD}
+MMLU = {"question": "ما عاصمة مصر؟", "A": "تونس", "B": "القاهرة", "C": "دمشق", "D": "بغداد", "answer": "B", "subject": "geography"}
+EXAM = {"question": "ما عاصمة مصر؟", "context": "", "choices": ["تونس", "القاهرة", "دمشق", "بغداد"], "answer": 1, "subject": "geography"}
+OPTIONS = {f"Option {i}": text for i, text in enumerate(["تونس", "القاهرة", None, None, None], 1)}
+ARABICMMLU = {"ID": 1, "Question": "ما عاصمة مصر؟", "Context": None, "Answer Key": "B", "Subject": "Geography", **OPTIONS}
+
+PUBLISHED = [
+    ("cidar", {"index": 3, "instruction": "س", "output": "ج\r\n"}, catalog.instruction("س", "ج\r\n")),
+    ("instar-500k", {"instruction": "س", "output": "ج", "system": "You", "task": "QA"}, catalog.instruction("س", "ج") | {"task": "QA"}),
+    ("openhermes-ar", {"user": "س", "gpt": "ج", "system_prompt": "أجب بإيجاز"}, catalog.instruction("س", "ج", "أجب بإيجاز")),
+    ("openhermes-ar", {"user": "اكتب دالة", "gpt": "```بيثون\nأنا = 1\n```"}, "translated_code"),
+    ("openhermes-ar", {"user": "أنت مساعد ذكاء اصطناعي يفكر خطوة بخطوة", "gpt": "ما عاصمة مصر؟"}, "shifted_turns"),
+    ("openhermes-ar", {"user": "القاهرة هي عاصمة مصر وأكبر مدنها", "gpt": "ما عاصمة مصر؟"}, "swapped_turns"),
+    ("arabicqa-2_1m", {"question": "س", "answer": "ج"}, catalog.instruction("س", "ج")),
+    ("arabicqa-2_1m", {"question": "س", "response": "ج"}, catalog.instruction("س", "ج")),
+    ("arabicqa-2_1m", {"question": "أنت مساعد مفيد", "answer": "ج"}, "shifted_turns"),
+    ("arabicqa-2_1m", {"question": "س"}, "malformed"),
+    ("preference-rlhf", {"id": 1, "instruction": "ما عاصمة مصر؟", "chosen": "القاهرة", "rejected": "تونس"}, PAIR),
+    ("dpo-mix-7k", {"chosen": CHAT % "القاهرة", "rejected": CHAT % "تونس", "dataset": "x"}, PAIR | {"task": "x"}),
+    ("dpo-mix-7k", {"chosen": NUMPY % "القاهرة", "rejected": NUMPY % "تونس", "dataset": "x"}, PAIR | {"task": "x"}),
+    ("dpo-mix-7k", {"chosen": CHAT % "القاهرة", "rejected": CHAT.replace("مصر", "تونس") % "تونس", "dataset": "x"}, "no_shared_prompt"),
+    ("dpo-mix-7k", {"chosen": "[{'role': ", "rejected": CHAT % "تونس", "dataset": "x"}, "malformed"),
+    ("aya-command-r-dpo", {"id": 1, "model": "c", **FLAT}, PAIR),
+    ("aya-command-r-dpo", {**FLAT, "chosen": None}, "empty"),
+    ("aya-command-r-dpo", {**FLAT, "chosen": 12}, "malformed"),
+    ("aya-command-r-dpo", {**FLAT, "chosen": "نصف \ud83d"}, "malformed"),
+    ("aya-23-dpo", {"chosen": ASK + GOOD, "rejected": ASK + BAD}, PAIR),
+    ("aya-23-dpo", {"prompt": "ما عاصمة مصر؟", "chosen": GOOD, "rejected": BAD}, PAIR),
+    ("aya-23-dpo", {"chosen": ASK, "rejected": ASK + BAD}, "malformed"),
+    ("arabicmmlu", ARABICMMLU, EXAM | {"choices": ["تونس", "القاهرة"], "subject": "Geography"}),
+    ("arabicmmlu", {**ARABICMMLU, "Context": "نص"}, EXAM | {"choices": ["تونس", "القاهرة"], "subject": "Geography", "context": "نص"}),
+    ("arabicmmlu", {**ARABICMMLU, "Answer Key": "E"}, "malformed"),
+    ("oall-mmlu", MMLU, EXAM),
+    ("oall-mmlu", {**MMLU, "question": "كيف يتم اكتشاف تزوير عنوان IP؟"}, "overwritten"),
+    ("oall-mmlu", {**MMLU, "question": "كم ترتيبا لحروف MISSISSIPPI؟"}, EXAM | {"question": "كم ترتيبا لحروف MISSISSIPPI؟"}),
+    ("oall-mmlu", {**MMLU, "D": "تونس"}, "equal_choices"),
+    (
+        "alghafa", {"query": "ما عاصمة مصر؟", "sol1": "تونس", "sol2": "القاهرة", "label": "1"},
+        EXAM | {"choices": ["تونس", "القاهرة"], "subject": ""},
+    ),
+    ("cidar-mcq", {"Question": "ما عاصمة مصر؟", **{k: MMLU[k] for k in "ABCD"}, "answer": "ب"}, EXAM | {"subject": ""}),
+    ("cidar-eval", {"Source": "x", "Sentence": "صف بلدك", "Topic": "وصف"}, catalog.question("صف بلدك", [], None, "وصف")),
+    ("acva", {"question": "القاهرة عاصمة مصر", "answer": "صح"}, catalog.question("القاهرة عاصمة مصر", ["صح", "خطأ"], 0)),
+    ("acva", {"question": "القاهرة عاصمة مصر", "answer": "ربما"}, "malformed"),
+    ("arabic-exams", MMLU, EXAM),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "row", "expected"), PUBLISHED)
+def test_a_published_row_becomes_ours_or_has_its_reason(name, row, expected):
+    found = fetch.usable(ADAPTERS[name], row)
+    if isinstance(expected, str):
+        assert found["fault"] == expected
+        assert found["detail"]
+    else:
+        assert found == expected
+
+
+def test_every_adapter_is_named_in_params_and_tested():
+    known = read(ROOT / "params.yaml").datasets
+    named = {name for role in ("instructions", "preferences", "benchmarks") for name in getattr(known, role)} - {"skills"}
+    assert named == set(ADAPTERS) == {name for name, _, _ in PUBLISHED}
+
+
+def test_the_overwritten_rows_of_the_translated_mmlu_are_found():
+    """Words as they stand in the published file, genuine questions beside them."""
+    overwritten = ["كيف يمكن كشف تزييف عنوان بروتوكول الإنترنت (IP)؟", "كيف يتم اكتشاف تزييف عنوان الآيبي؟", "كيف يكتشف التمويه عنوان IP؟"]
+    for asked in overwritten:
+        assert fetch.usable(ADAPTERS["oall-mmlu"], MMLU | {"question": asked})["fault"] == "overwritten"
+    genuine = MMLU | {"subject": "computer_security", "question": "كيف يتم اكتشاف تزوير عنوان IP؟", "A": "مقارنة قيم TTL"}
+    assert "fault" not in fetch.usable(ADAPTERS["oall-mmlu"], genuine)
+
+
+def test_contradictions_are_out_and_repetitions_stand_once():
+    def item(asked, answer):
+        return catalog.question(asked, ["صح", "خطأ"], answer)
+
+    rows = fetch.contradictions([item("أ", 0), item("ب", 0), item("أ", 1), item("ب", 0), {"fault": "malformed"}])
+    assert [row.get("fault") for row in rows] == ["contradiction", None, "contradiction", "duplicate", "malformed"]
+
+
+# --- files and mixtures ---------------------------------------------------------------------------------------------------
+
+
+def taken(path, role="instructions", **source):
+    """The rows that fetch makes of a file."""
+    wanted = Rows(**{key: source.pop(key) for key in ("rows", "rows_per_task") if key in source})
+    rows, facts = fetch.published(role, "mine", Own(path=str(path), **source), wanted)
+    return list(rows), facts
+
+
+COLUMNS = {"prompt": "q", "completion": "a"}
+
+
+def test_own_data_needs_no_code(tmp_path):
+    table = [{"q": "س١", "a": "ج١"}, {"q": "س٢", "a": "ج٢"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
+    (tmp_path / "a.json").write_text(json.dumps(table), encoding="utf-8")
+    (tmp_path / "a.csv").write_text('q,a\nس١,ج١\nس٢,"ج٢"\n', encoding="utf-8-sig")
+    parquet.write_table(pa.Table.from_pylist(table), tmp_path / "a.parquet")
+    for suffix in tables.READERS:
+        rows, facts = taken(tmp_path / f"a{suffix}", columns=COLUMNS)
+        assert [row["completion"][0]["content"] for row in rows] == ["ج١", "ج٢"], suffix
+        assert facts["published"] == 2
+    chat = {"messages": ASK + GOOD + ASK + BAD}
+    (tmp_path / "chat.jsonl").write_text(json.dumps(chat), encoding="utf-8")
+    ((row,), _) = taken(tmp_path / "chat.jsonl", columns={"messages": "messages"})
+    assert row["prompt"] == ASK + GOOD + ASK
+    assert row["completion"] == BAD
+    exam = {"q": "س", "o": ["أ", "ب"], "a": "ب"}
+    (tmp_path / "exam.jsonl").write_text(json.dumps(exam), encoding="utf-8")
+    ((row,), _) = taken(tmp_path / "exam.jsonl", "benchmarks", columns={"question": "q", "choices": "o", "answer": "a"})
+    assert (row["choices"], row["answer"]) == (["أ", "ب"], 1)
+
+
+def test_lines_that_cannot_be_read_are_counted_in_their_place(tmp_path):
+    good = json.dumps({"q": "س", "a": "ج\u2028د"}, ensure_ascii=False).encode()
+    lines = [good, b'{"q": "', b"[1, 2]", b'{"q": "\xff", "a": "x"}', b"[" * 100_000, b'{"q": "\\ud800", "a": "x"}', b"", good]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    rows, facts = taken(tmp_path / "a.jsonl", columns=COLUMNS)
+    assert [row.get("fault") for row in rows] == [None, *["malformed"] * 5, None]
+    assert facts["published"] == 7
+    assert rows[6]["id"] == "mine:6"
+    (tmp_path / "a.csv").write_text("q,a\nس,ج\nس,ج,د\nس\n" + f"{'س' * 200_000},ج\n", encoding="utf-8")
+    rows, _ = taken(tmp_path / "a.csv", columns=COLUMNS)
+    assert [row.get("fault") for row in rows] == [None, "malformed", "empty", None]
+
+
+def test_a_cap_takes_a_fixed_sample_that_stays_as_the_data_grows(tmp_path):
+    def write(count):
+        rows = [{"q": f"س{i}", "a": "ج", "t": "نادر" if i % 10 == 0 else "كثير"} for i in range(count)]
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+
+    write(1000)
+    ids = [row["id"] for row in taken(tmp_path / "a.parquet", columns=COLUMNS, rows=100)[0]]
+    assert len(ids) == 100
+    assert ids == [row["id"] for row in taken(tmp_path / "a.parquet", columns=COLUMNS, rows=100)[0]]
+    assert [int(one.split(":")[1]) for one in ids] == sorted(int(one.split(":")[1]) for one in ids)
+    rows, _ = taken(tmp_path / "a.parquet", columns=COLUMNS | {"task": "t"}, rows_per_task=30)
+    assert sorted(row["task"] for row in rows) == ["كثير"] * 30 + ["نادر"] * 30
+    write(1100)
+    grown = {row["id"] for row in taken(tmp_path / "a.parquet", columns=COLUMNS, rows=100)[0]}
+    assert len(grown & set(ids)) > 80
+    with pytest.raises(Problem, match=r"data.instructions.mine.rows_per_task: this dataset has no tasks"):
+        taken(tmp_path / "a.parquet", columns=COLUMNS, rows_per_task=30)
+
+
+def test_a_wrong_layout_is_a_problem_that_names_the_columns(tmp_path, monkeypatch):
+    with pytest.raises(Problem, match=r"data.instructions.mine.columns names q: instructions need completion, prompt"):
+        taken(tmp_path / "a.jsonl", columns={"q": "q"})
+    with pytest.raises(Problem, match=r"data.instructions.mine.adapter is 'arabicmmlu': for instructions it must be one of cidar"):
+        taken(tmp_path / "a.jsonl", adapter="arabicmmlu")
+    with pytest.raises(Problem, match=r"data.instructions.mine: no table file \(parquet, jsonl, json, csv\) at .*nowhere"):
+        taken(tmp_path / "nowhere", columns=COLUMNS)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 cut")
+    with pytest.raises(Problem, match=r"a.parquet cannot be read as parquet"):
+        taken(tmp_path / "a.parquet", columns=COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("role", "names", "splits"),
+    [
+        ("benchmarks", ["x/test-00000-of-00001.parquet", "x/dev-00000-of-00001.parquet"], ["test", "dev"]),
+        ("benchmarks", ["data/train-00000-of-00001.parquet"], ["test"]),
+        ("instructions", ["data/train-0.parquet", "data/train-1.parquet"], [None, None]),
+        ("preferences", ["data/train-0.parquet", "data/test-0.parquet"], ["train", "validation"]),
+        ("preferences", ["quora_classification.jsonl"], [None]),
+    ],
+)
+def test_splits_come_from_the_names_of_files(role, names, splits):
+    assert list(fetch.splits_of(role, names).values()) == splits
+
+
+def test_leftovers_of_earlier_uploads_are_not_read():
+    names = ["README.md", "a/test-00000.parquet", "a/train-00000.parquet", "a/validation-00000.parquet", ".git/x.parquet"]
+    assert fetch.table_files(names, ADAPTERS["alghafa"].files) == ["a/test-00000.parquet", "a/validation-00000.parquet"]
+    assert fetch.table_files(["data/a.csv", "data/a.parquet"], ("data/*",)) == ["data/a.parquet"]
+    assert fetch.table_files(["moved/a.csv"], ("data/*",)) == ["moved/a.csv"]
+
+
+# --- fuzzing --------------------------------------------------------------------------------------------------------------
+
+CELLS = st.one_of(
+    st.sampled_from([
+        None, "", " ", "A", "B", "0", "صح", "سؤال عربي؟", "جواب", "\ud800", "x" * 100_000, "\x00", "```", "[]", "[{", "{1}", "(" * 5000,
+        CHAT % "ج", NUMPY % "ج", "<|im_end|>", "أنت مساعد", -1, 0, 3, 10**30, 1.5, float("nan"), float("inf"), True, b"\xff",
+        [], [None], [[[]]], {}, ASK, ASK + GOOD, GOOD, [{"role": "user"}], [{"role": 1, "content": 2}],
+        [{"role": "user", "content": "\udfff"}, {"role": "assistant", "content": "x"}],
+    ]),
+    st.text(max_size=20),
+    st.recursive(st.none() | st.integers() | st.text(max_size=3), lambda inner: st.lists(inner, max_size=3), max_leaves=5),
+)  # fmt: skip
+
+
+def fuzzed(name):
+    """Rows with the adapter's columns, any of them missing or holding anything."""
+    columns = sorted({column for known, row, _ in PUBLISHED if known == name for column in row})
+    return st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(columns, CELLS)), min_size=100, max_size=100)
+
+
+@pytest.fixture(scope="module")
+def examiners():
+    params = read(ROOT / "params.yaml")
+    index = leaks.build(ROOT / "nowhere", 0.8)
+    tokenizer = str(ROOT / "models/nano/tokenizer.json")
+    return {
+        role: quality.Examiner(quality.Settings(role, params.text, params.prompt, params.format, tokenizer, index))
+        for role in quality.ANSWERS
+    }
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_no_row_however_broken_stops_a_run_or_gets_lost(name, examiners):
+    adapter = ADAPTERS[name]
+
+    @settings(max_examples=FUZZED_ROWS // 100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(fuzzed(name))
+    def run(rows):
+        ours = [fetch.usable(adapter, row) | {"source": name, "id": str(i), "split": None} for i, row in enumerate(rows)]
+        if adapter.role == "benchmarks":
+            ours = list(fetch.contradictions(ours))
+        raw = pa.Table.from_pylist(ours, catalog.SCHEMAS[adapter.role])  # what is written can be read
+        raw.validate(full=True)
+        assert len(raw) == len(rows)
+        if adapter.role in examiners:
+            found = examiners[adapter.role].examine(name, raw.to_pylist()).rows
+            found.validate(full=True)
+            assert len(found) == len(rows)
+            assert all(row["reason"] or row["prompt"] for row in found.to_pylist())
+
+    run()
+
+
+def test_faults_have_a_reason_and_a_detail():
+    for value in (None, 1, "\ud800"):
+        with pytest.raises(Fault) as raised:
+            catalog.text({"a": value}, "a")
+        assert len(raised.value.args) == 2
+
+
+def test_a_source_is_checked():
+    with pytest.raises(ValueError, match="needs `columns`"):
+        Source(path="x.jsonl")
+    with pytest.raises(ValueError, match="and not both"):
+        Source(path="x.jsonl", columns=COLUMNS, adapter="cidar")

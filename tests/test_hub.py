@@ -1,0 +1,252 @@
+"""Downloads from a real HTTP hub on 127.0.0.1: whatever goes wrong ends in a whole file or in one line with the cure."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stages import base, hub
+from stages.params import Problem
+from tests.conftest import ROOT
+from tests.fake_hub import FakeHub, blob_id, crawling, cutting, failing, sending
+
+DATA = "data/train-00000-of-00001.parquet"
+BIG = bytes(range(256)) * 8192  # 2 MiB
+FILES = {
+    "README.md": b"---\nlicense: cc-by-nc-4.0\n---\n",
+    DATA: BIG,
+    "data/small.csv": b"a,b\n",
+    "train.py": b"evil",
+    "old.bin": b"pickle",
+}
+FETCH = """
+import json
+from stages import hub
+from stages.params import one_line_errors, quiet
+quiet()
+with one_line_errors():
+    names = {names!r}
+    found = hub.snapshot("datasets.instructions.mine", "dataset", "me/mine", {revision!r}, lambda all: [n for n in all if n in names])
+    print(json.dumps([str(found.folder), found.commit, found.files, found.licence]))
+"""
+
+
+class Client:
+    """A process with a hub cache of its own."""
+
+    def __init__(self, home: Path, url: str):
+        self.home = home
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        self.environment |= {"HF_HOME": str(home), "HF_ENDPOINT": url}
+
+    def start(self, *names: str, revision: str = "main", **environment: str) -> subprocess.Popen:
+        code = FETCH.format(names=names or (DATA,), revision=revision)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=self.environment | environment, **pipes)
+
+    def fetch(self, *names: str, **options: str) -> dict[str, bytes]:
+        """The files fetched, by name; fails where the process did."""
+        process = self.start(*names, **options)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        folder, _, files, _ = json.loads(out.splitlines()[-1])
+        return {name: Path(folder, name).read_bytes() for name in files}
+
+    def error(self, *names: str, **options: str) -> str:
+        """The one line that the process ended in."""
+        process = self.start(*names, **options)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 1, out
+        assert err.count("\n") == 1, err
+        assert err.startswith("error: datasets.instructions.mine: dataset me/mine at ")
+        return err
+
+    def parts(self) -> list[Path]:
+        return list(self.home.rglob("*.part"))
+
+
+@pytest.fixture
+def server():
+    with FakeHub({("dataset", "me/mine"): FILES}) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server, tmp_path):
+    return Client(tmp_path / "home", server.url)
+
+
+def test_what_is_there_costs_no_request_and_main_stays_what_it_was(server, client):
+    assert client.fetch() == {DATA: BIG}
+    assert len(server.log) == 2  # what there is, and the one file that was wanted
+    server.push("dataset", "me/mine", {DATA: b"moved"})
+    assert client.fetch() == {DATA: BIG}
+    assert client.fetch(HF_HUB_OFFLINE="1") == {DATA: BIG}
+    assert len(server.log) == 2
+    assert client.fetch(DATA, "data/small.csv") == {DATA: BIG, "data/small.csv": b"a,b\n"}  # only what is missing, of the same commit
+    assert server.asked(DATA) == server.asked(DATA)[:1]
+
+
+def test_the_cache_is_laid_out_as_every_tool_expects(server, client):
+    client.fetch()
+    code = "from huggingface_hub import hf_hub_download as get; print(get('me/mine', %r, repo_type='dataset', revision=%r))"
+    commit = next(iter(server.commits["dataset", "me/mine"]))
+    environment = client.environment | {"HF_HUB_OFFLINE": "1"}
+    path = subprocess.run([sys.executable, "-c", code % (DATA, commit)], env=environment, capture_output=True, text=True, check=True).stdout
+    assert Path(path.strip()).resolve().name == blob_id(DATA, BIG)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_hub_is_asked_again_when_it_says(server, client, status):
+    server.faults += [failing("/api/", status, times=1, Retry_After="1"), failing(DATA, status, times=2, Retry_After="0")]
+    start = time.perf_counter()
+    assert client.fetch() == {DATA: BIG}
+    assert time.perf_counter() - start > 1
+    assert len(server.asked(DATA)) == 3
+
+
+def test_a_hub_that_stays_busy_is_given_up(server, client):
+    server.faults.append(failing(DATA, 503, Retry_After="0"))
+    assert "answers 503: run again later; what is downloaded is kept" in client.error()
+    server.faults[:] = [failing(DATA, 429, Retry_After="3600")]
+    start = time.perf_counter()
+    assert "answers 429: run again later" in client.error()
+    assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("after", [1 << 19, 1])
+def test_a_cut_connection_goes_on_where_it_broke(server, client, after):
+    server.faults.append(cutting(DATA, after, times=2, content=BIG))
+    assert client.fetch() == {DATA: BIG}
+    assert [given for path, given, _ in server.log if path.endswith(DATA)] == ["", f"bytes={after}-", f"bytes={2 * after}-"]
+
+
+def test_a_short_file_is_not_taken_for_a_whole_one(server, client):
+    server.faults.append(sending(DATA, BIG[:1000], times=1))  # a smaller size than announced, well ended
+    assert client.fetch() == {DATA: BIG}
+    assert "bytes=1000-" in [given for _, given, _ in server.log]
+
+
+@pytest.mark.parametrize("wrong", [BIG[::-1], BIG + b"more"])
+def test_another_content_is_fetched_again_and_then_refused(server, client, wrong):
+    server.faults.append(sending(DATA, wrong, times=1))
+    assert client.fetch() == {DATA: BIG}
+    server.faults[:] = [sending("small", b"b,a\n")]
+    assert "data/small.csv arrived twice with another content than the hub says" in client.error("data/small.csv")
+    assert not client.parts()
+
+
+def test_a_killed_download_is_resumed(server, client):
+    server.faults.append(crawling(DATA, BIG, step=1 << 18))
+    process = client.start("data/small.csv", DATA)
+    while not any(part.stat().st_size > 1 << 19 for part in client.parts()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    half = client.parts()[0].stat().st_size
+    server.faults.clear()
+    assert client.fetch("data/small.csv", DATA) == {DATA: BIG, "data/small.csv": b"a,b\n"}
+    assert server.log[-1][:2] == (f"/datasets/me/mine/resolve/{hub_commit(server)}/{DATA}", f"bytes={half}-")
+    assert len(server.asked("small.csv")) == 1  # what was finished is not asked for again
+
+
+def hub_commit(server: FakeHub) -> str:
+    return server.commits["dataset", "me/mine"]["main commit"]["commit"].decode()
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "code", "cure"),
+    [
+        (DATA, 403, "GatedRepo", "is gated: accept its licence at http://127.0.0.1:"),
+        ("/api/", 401, "GatedRepo", "/datasets/me/mine and set HF_TOKEN"),
+        ("/api/", 401, "", "refuses access (401): correct datasets.instructions.mine.repo, or accept the licence"),
+        ("/api/", 404, "RepoNotFound", "correct datasets.instructions.mine.repo, or set HF_TOKEN if it is private"),
+        (DATA, 403, "", "/datasets/me/mine and set HF_TOKEN to a valid token"),
+        (DATA, 404, "EntryNotFound", "answers 404: try a mirror (HF_ENDPOINT)"),
+        ("/api/", 418, "", "answers 418"),
+    ],
+)
+def test_a_refusal_is_one_line_with_the_cure(server, client, word, status, code, cure):
+    server.faults.append(failing(word, status, code=code))
+    assert cure in client.error()
+
+
+def test_an_unknown_revision_is_named(client):
+    error = client.error(revision="v9")
+    assert "me/mine at v9: there is no such revision" in error
+    assert "datasets.instructions.mine.revision" in error
+
+
+def test_no_network_and_no_permission_are_told_apart(server, client):
+    client.environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    assert "http://127.0.0.1:9 cannot be reached (ConnectError): connect, or name a mirror in HF_ENDPOINT" in client.error()
+    assert "HF_HUB_OFFLINE=1 forbids fetching it" in client.error(HF_HUB_OFFLINE="1")
+    client.environment["HF_ENDPOINT"] = server.url  # the mirror
+    assert client.fetch() == {DATA: BIG}
+
+
+def test_a_token_is_sent_and_shown_nowhere(server, client):
+    client.environment["HF_TOKEN"] = "hf_secret"
+    server.faults.append(failing(DATA, 403, times=1, code="GatedRepo"))
+    server.faults.append(failing(DATA, 500, times=4, Retry_After="0"))
+    for _ in range(2):
+        assert "hf_secret" not in client.error()
+    client.fetch()
+    assert {given for _, _, given in server.log} == {"Bearer hf_secret"}
+    for path in client.home.rglob("*"):
+        assert not path.is_file() or b"hf_secret" not in path.read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_is_one_line_and_more_room_finishes_the_file(client, tmp_path):
+    client.home.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", client.home], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        error = client.error()
+        assert f"cannot be written to {client.home}/hub (No space left on device): free room or set HF_HOME" in error
+        assert client.parts()
+        subprocess.run(["mount", "-o", "remount,size=8m", client.home], check=True)
+        assert client.fetch() == {DATA: BIG}
+    finally:
+        subprocess.run(["umount", client.home], check=True)
+
+
+# --- models ---------------------------------------------------------------------------------------------------------------
+
+
+def test_only_safetensors_and_their_texts_are_taken():
+    names = ["config.json", "model.safetensors", "pytorch_model.bin", "modeling.py", "vocab.txt", "original/model.safetensors", "README.md"]
+    assert base.model_files([*names, "consolidated.safetensors"]) == ["config.json", "model.safetensors", "vocab.txt"]
+
+
+def test_a_model_with_a_missing_shard_is_refused(tmp_path):
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / base.INDEX).write_text(json.dumps(index))
+    names = ["config.json", "tokenizer.json", base.INDEX, "model-00001-of-00002.safetensors"]
+    with pytest.raises(Problem, match=r"models.x.weights: .* lacks model-00002-of-00002.safetensors"):
+        base.check("models.x.weights", tmp_path, names)
+
+
+@pytest.mark.parametrize(
+    ("licence", "note"),
+    [
+        ("apache-2.0", "licence apache-2.0"),
+        ("cc-by-nc-4.0", "licence cc-by-nc-4.0: NON-COMMERCIAL USE ONLY"),
+        ("qwen-research", "licence qwen-research: RESEARCH, NON-COMMERCIAL USE ONLY"),
+        ("", "no licence stated: ask its authors before you use it"),
+    ],
+)
+def test_a_licence_that_forbids_is_said_loudly(licence, note):
+    assert hub.licence_note(licence) == note
+
+
+def test_the_name_of_an_other_licence_is_its_licence():
+    assert hub.card_licence({"license": "other", "license_name": "qwen-research"}) == "qwen-research"
+    assert hub.card_licence(None) == ""

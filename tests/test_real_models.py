@@ -1,0 +1,115 @@
+"""The real models and datasets, by their real names and layouts, from a hub on 127.0.0.1 with shrunken contents."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+
+from tests.conftest import ROOT, Workspace
+from tests.fake_hub import FakeHub, arabicmmlu, aya, cidar, tiny_model
+from tests.test_pipeline import stages_run
+
+ARABICMMLU = "7aa530e2893ac420352b3f5c1a1310c010e9758b"
+
+
+@pytest.fixture(scope="module")
+def hub():
+    tokenizer = (ROOT / "models/nano/tokenizer.json").read_bytes()
+    research = "---\nlicense: other\nlicense_name: qwen-research\n---\n"
+    repositories = {
+        ("model", "Qwen/Qwen3-1.7B-Base"): tiny_model("qwen3", "---\nlicense: apache-2.0\n---\n", tokenizer),
+        ("model", "Qwen/Qwen2.5-3B"): tiny_model("qwen2", research, tokenizer),
+        ("model", "Qwen/Qwen2.5-7B"): tiny_model("qwen2", "---\nlicense: apache-2.0\n---\n", tokenizer),
+        ("dataset", "arbml/CIDAR"): cidar(60),
+        ("dataset", "2A2I/Aya-Command.R-DPO"): aya(60),
+    }
+    with FakeHub(repositories) as hub:
+        hub.push("dataset", "MBZUAI/ArabicMMLU", arabicmmlu(20), ARABICMMLU)
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, hub) -> Workspace:
+    project = Workspace(tmp_path_factory.mktemp("project"))
+    project.environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path_factory.mktemp("home")), "HF_HUB_OFFLINE": "0"}
+    project.set(
+        {
+            "data.instructions": {"cidar": "all"},
+            "data.preferences": {"aya-command-r-dpo": 50},
+            "data.benchmarks": {"skills": 1, "arabicmmlu": "all"},
+            "format.validation": 0.2,
+            "evaluate.max_new_tokens": 4,
+        }
+    )
+    project.under_git(tmp_path_factory.mktemp("remote"))
+    return project
+
+
+def read(project: Workspace, name: str) -> dict:
+    return json.loads((project.path / name).read_text(encoding="utf-8"))
+
+
+def test_a_model_and_its_data_come_from_the_hub_and_run_to_the_end(project, hub):
+    result = project.run("dvc", "exp", "run", "-S", "model=qwen3-1_7b")
+    assert {"base", "sft", "dpo", "evaluate@dpo"} <= stages_run(result.stdout)
+    assert "licence cc-by-nc-4.0: NON-COMMERCIAL USE ONLY" in result.stdout
+    base = read(project, "models/base.json")
+    assert (base["model"], base["repo"], base["licence"]) == ("qwen3-1_7b", "Qwen/Qwen3-1.7B-Base", "apache-2.0")
+    assert len(base["commit"]) == 40
+    assert {"model-00001-of-00002.safetensors", "tokenizer.json", "generation_config.json"} <= set(base["files"])
+    assert not hub.asked("pytorch_model.bin") + hub.asked(".py")
+    sources = read(project, "data/raw/benchmarks/sources.json")
+    assert sources["arabicmmlu"]["commit"] == ARABICMMLU
+    data = read(project, "metrics/data.json")
+    assert data["instructions"]["sources"]["cidar"]["tokens_saved_share"] > 0
+    assert data["instructions"]["rows"] == 60
+    assert data["preferences"]["rows"] == 50
+    assert data["instructions"]["leaks"]["arabicmmlu"]["items"] == 20
+    assert "\u200b" not in "".join(parquet.read_table(project.path / "data/formatted/instructions/train.parquet")["completion"].to_pylist())
+    assert read(project, "models/sft/adapter_config.json")["base_model_name_or_path"] == "Qwen/Qwen3-1.7B-Base"
+    assert read(project, "models/dpo/provenance.json")["base"]["commit"] == base["commit"]
+    assert read(project, "metrics/dpo.json")["exact_match"]["n"] == 12
+    assert read(project, "metrics/train_dpo.json")["start_loss"] == pytest.approx(0.6931, abs=0.01)
+    project.commit("qwen3")
+
+
+def test_a_second_dataset_fetches_nothing_that_is_there(project, hub):
+    hub.log.clear()
+    hub.push("dataset", "arbml/CIDAR", cidar(30))  # main moves; what was fetched stays
+    project.set({"data.instructions.skills": 110})
+    ran = stages_run(project.run("dvc", "repro", "report").stdout)
+    assert ran == {"fetch@instructions", "format@instructions", "report"}
+    assert not hub.log
+    assert {name: source["rows"] for name, source in read(project, "metrics/data.json")["instructions"]["sources"].items()} == {
+        "cidar": 60,
+        "skills": 110,
+    }
+    changed = set(json.loads(project.run("dvc", "status", "--json").stdout))
+    assert {"sft", "evaluate@base"} <= changed  # what is trained or validated on it
+    assert not changed & {"base", "fetch@preferences", "fetch@benchmarks", "format@preferences"}
+    project.run("git", "checkout", "-q", ".")
+    project.run("dvc", "checkout", "-q")
+
+
+def test_a_4_bit_model_runs_to_the_end(project):
+    result = project.run("dvc", "exp", "run", "-S", "model=qwen2_5-7b")
+    assert {"base", "sft", "dpo", "evaluate@dpo"} <= stages_run(result.stdout)
+    assert not stages_run(result.stdout) & {"fetch@instructions", "fetch@preferences", "fetch@benchmarks"}
+    base = read(project, "models/base.json")
+    assert base["repo"] == "Qwen/Qwen2.5-7B"
+    assert read(project, "models/dpo/provenance.json")["params"]["models"]["qwen2_5-7b"]["weights"]["quantization"] == "nf4"
+    assert read(project, "metrics/dpo.json")["validation_loss"] > 0
+
+
+def test_a_research_licence_is_said_loudly_and_a_lost_shard_is_noticed(project, hub):
+    project.set({"model": "qwen2_5-3b"})
+    assert "licence qwen-research: RESEARCH, NON-COMMERCIAL USE ONLY" in project.run("python", "-m", "stages.base").stdout
+    repository = Path(project.environment["HF_HOME"]) / "hub/models--Qwen--Qwen2.5-3B"
+    next(repository.rglob("model-00001-of-00002.safetensors")).unlink()
+    error = project.run("python", "-m", "stages.format", "instructions", check=False).stderr
+    assert "models/base.json names model-00001-of-00002.safetensors" in error
+    assert error.endswith("run `dvc repro -f base`\n")
+    hub.log.clear()
+    project.run("python", "-m", "stages.base")
+    assert not hub.asked("safetensors")  # its bytes were there still
