@@ -24,6 +24,7 @@ class Tally:
     arabic: Counter = field(default_factory=Counter)
     saved: Counter = field(default_factory=Counter)
     leaks: Counter = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)  # the first row of each reason, in words
     repeated: list[dict] = field(default_factory=list)
 
     def add(self, rows: pa.Table) -> None:
@@ -31,6 +32,9 @@ class Tally:
         dataset = rows["dataset"][0].as_py()
         outcome = pc.if_else(pc.equal(rows["reason"], ""), rows["split"], rows["reason"])
         self.counts.update({(dataset, pair["values"]): pair["counts"] for pair in pc.value_counts(outcome).to_pylist()})
+        for reason in set(outcome.unique().to_pylist()) - set(self.examples) - {"train", "validation"}:
+            first = rows.slice(pc.index(outcome, reason).as_py(), 1).to_pylist()[0]
+            self.examples[reason] = f"{first['id']} {first['detail']}".strip()
         kept = rows.filter(pc.equal(rows["reason"], ""))
         self.tokens[dataset].append(kept["tokens"].to_numpy())
         self.arabic[dataset] += pc.sum(kept["arabic"], min_count=0).as_py()

@@ -44,9 +44,11 @@ def near_twins(keys: np.ndarray, signature: np.ndarray, alive: np.ndarray, thres
     """
     twins = np.full(len(alive), -1)
     rows = np.flatnonzero(alive)
-    pairs = np.unique(np.concatenate([candidates(band[rows], rows) for band in keys]), axis=0)
+    pairs = np.array([], np.int64)
+    for band in keys:
+        pairs = np.union1d(pairs, candidates(band[rows], rows, len(alive)))
     for start in range(0, len(pairs), CHUNK):
-        first, later = pairs[start : start + CHUNK].T
+        first, later = np.divmod(pairs[start : start + CHUNK], len(alive))
         same = (signature[first] == signature[later]).mean(axis=1) >= threshold
         for a, b in zip(first[same], later[same]):  # sorted by `first`, so its own twin is known
             root = a if twins[a] < 0 else twins[a]
@@ -54,14 +56,14 @@ def near_twins(keys: np.ndarray, signature: np.ndarray, alive: np.ndarray, thres
     return twins
 
 
-def candidates(keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Pairs (earlier, later) of rows with one key: each with the first and with the one before it."""
+def candidates(keys: np.ndarray, rows: np.ndarray, total: int) -> np.ndarray:
+    """Pairs of rows with one key, each row with the first and with the one before it, as earlier x total + later."""
     order = np.argsort(keys, kind="stable")
     keys, rows = keys[order], rows[order]
     starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.array([], int)
     first = np.repeat(rows[starts], np.diff(np.r_[starts, len(keys)]))
     later = np.flatnonzero(first != rows)
-    return np.concatenate([np.c_[first[later], rows[later]], np.c_[rows[later - 1], rows[later]]]).reshape(-1, 2)
+    return np.concatenate([first[later], rows[later - 1]]) * total + np.tile(rows[later], 2)
 
 
 def exact_twins(keys: np.ndarray, alive: np.ndarray) -> np.ndarray:

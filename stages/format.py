@@ -25,6 +25,7 @@ from stages.files import replace_file, replace_folder, write_json
 from stages.params import Format, Params, Problem, role_argument, stage
 
 BENCHMARKS = Path("data/raw/benchmarks")
+MOST_WORKERS = 8  # each holds a tokenizer and a row group, about half a gigabyte
 
 
 def main(role: str) -> None:
@@ -46,7 +47,7 @@ def main(role: str) -> None:
         with replace_folder(Path("data/formatted") / role) as formatted:
             tally = write(role, batches, verdicts, formatted, reports)
             report = account.report(tally, json.loads((Path("data/raw") / role / "sources.json").read_text()), settings.leaks)
-            gate(role, params, report)
+            gate(role, params, report, tally.examples)
             write_json(formatted / "report.json", report)
         lost = sum(report["dropped"].values())
         print(f"format: {role}: {report['train']:,} train, {report['validation']:,} validation, {lost:,} dropped")
@@ -117,7 +118,7 @@ def allocate(folder: Path, rows: int, gate: Format) -> Notes:
 
 def examine_all(batches: list[Batch], settings: quality.Settings, notes: Notes) -> None:
     total = sum(batch.rows for batch in batches)
-    workers = min(len(batches), os.cpu_count() or 1)
+    workers = min(len(batches), os.cpu_count() or 1, MOST_WORKERS)
     with tqdm(total=total, desc=f"format {settings.role}", unit=" rows", unit_scale=True, disable=None, leave=False) as bar:
         if workers == 1:
             start_worker(settings, notes)
@@ -242,10 +243,11 @@ class Twins:
         return parquet.read_table(batch.shard, columns=["prompt"])["prompt"][int(place - batch.start)].as_py()[:300]
 
 
-def gate(role: str, params: Params, report: dict) -> None:
-    """Raise Problem where too little is left, naming what took it."""
+def gate(role: str, params: Params, report: dict, examples: dict[str, str]) -> None:
+    """Raise Problem where too little is left, naming what took it and a row of each kind."""
     lost = sum(report["dropped"].values())
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(report["dropped"].items(), key=lambda item: -item[1]))
+    most = sorted(report["dropped"].items(), key=lambda item: -item[1])
+    reasons = ", ".join(f"{count:,} {reason} ({examples[reason]})" for reason, count in most)
     if lost > params.format.max_dropped * report["rows"]:
         share = f"{lost:,} of {report['rows']:,} rows of {role} are lost"
         raise Problem(f"format.max_dropped is {params.format.max_dropped}, but {share} ({reasons}): see data/reports/{role}.parquet")

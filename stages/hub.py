@@ -98,11 +98,13 @@ def complete(wanted: Wanted, record: dict, choose: Callable[[list[str]], list[st
         raise Problem(f"{wanted} is not whole in {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE=1 forbids fetching it: unset it once")
     try:
         listing = patiently(lambda: listed(wanted, record.get("commit", wanted.revision)), give_up_unreachable=True)
-        sizes = {name: file["size"] for name, file in listing["files"].items()}
         for name in choose(listing["names"]):
-            blob = wanted.folder / "blobs" / listing["files"][name]["hash"]
-            if not blob.exists() or blob.stat().st_size != sizes[name]:
-                download(wanted, listing["commit"], name, listing["files"][name], blob)
+            file = listing["files"][name]
+            if not file["hash"]:
+                file |= patiently(lambda name=name: headers_of(wanted, listing["commit"], name))
+            blob = wanted.folder / "blobs" / file["hash"]
+            if not blob.exists() or blob.stat().st_size != file["size"]:
+                download(wanted, listing["commit"], name, file, blob)
             link(wanted.folder / "snapshots" / listing["commit"] / name, blob)
     except Exception as error:
         raise explained(wanted, error) from None
@@ -117,6 +119,15 @@ def listed(wanted: Wanted, revision: str) -> dict:
     info = HfApi(token=token()).repo_info(wanted.repo, repo_type=wanted.kind, revision=revision, files_metadata=True, timeout=30)
     files = {file.rfilename: {"size": file.size, "hash": file.lfs.sha256 if file.lfs else file.blob_id} for file in info.siblings}
     return {"repo": wanted.repo, "commit": info.sha, "licence": card_licence(info.card_data), "names": sorted(files), "files": files}
+
+
+def headers_of(wanted: Wanted, commit: str, name: str) -> dict:
+    """Size and hash of a file by a request of its own: some mirrors leave them out of the listing."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(wanted.repo, name, repo_type=wanted.kind, revision=commit)
+    found = get_hf_file_metadata(url, token=token(), timeout=30)
+    return {"size": found.size, "hash": found.etag}
 
 
 def card_licence(card: Any) -> str:
@@ -135,7 +146,7 @@ def download(wanted: Wanted, commit: str, name: str, file: dict, blob: Path) -> 
     part = blob.with_name(f"{blob.name}.part")
     for _ in range(2):  # a file whose hash is wrong is fetched once more
         patiently(lambda: fill(wanted, commit, name, file["size"], part), progress=lambda: size_of(part))
-        if hash_of(part, file["hash"]) == file["hash"]:
+        if len(file["hash"]) not in (40, 64) or hash_of(part, file["hash"]) == file["hash"]:  # else a tag of the mirror's own
             part.replace(blob)
             return
         part.unlink()

@@ -16,6 +16,7 @@ from stages.params import Format, Prompt, Text
 from stages.prompts import SPECIAL, TEMPLATES
 from stages.shingles import hash_words
 
+LONGEST_TOKEN = 256  # characters, more than any token of Qwen's vocabulary has
 ANSWERS = {"instructions": ("completion",), "preferences": ("chosen", "rejected")}
 
 
@@ -110,13 +111,15 @@ class Examiner:
             return "empty"
         if any(token in content for content in contents for token in SPECIAL):
             return "special_token"  # it would end the turn, or open another
+        if sum(map(len, contents)) > LONGEST_TOKEN * self.settings.prompt.max_length:
+            return "too_long"  # for certain, and counting the tokens of a whole book would take minutes
         if any(len(answer) < gate.min_answer and not answer.isdecimal() for answer in answers):
             return "too_short"  # a single letter is no answer, a single digit can be
         if row["arabic"] < gate.min_arabic:
             return "wrong_language"
         if len(answers) == 2 and answers[0] == answers[1]:
             return "chosen_is_rejected"
-        if row["prompt_words"] and contents[-len(answers) - 1] in answers:
+        if contents[-len(answers) - 1] in answers:
             return "answer_is_prompt"
         return ""
 

@@ -53,7 +53,8 @@ def benchmark_report() -> dict:
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: start; }
-td.n { text-align: end; font-variant-numeric: tabular-nums; } .text { white-space: pre-wrap; max-width: 44rem; overflow-wrap: anywhere; }
+td.n { text-align: end; font-variant-numeric: tabular-nums; }
+.text { unicode-bidi: plaintext; white-space: pre-wrap; max-width: 44rem; overflow-wrap: anywhere; }
 .bar { display: inline-block; height: .8rem; background: #2a7f62; }
 """
 
@@ -94,7 +95,7 @@ def role_section(role: str, report: dict) -> str:
 
 
 class Text(str):
-    """Text of the data, shown in its own direction."""
+    """Text of the data: every line is shown in its own direction (unicode-bidi: plaintext)."""
 
 
 def examples(role: str) -> str:

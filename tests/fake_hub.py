@@ -34,6 +34,7 @@ class FakeHub:
         self.commits: dict[tuple[str, str], dict[str, Files]] = {}
         self.log: list[tuple[str, str, str]] = []  # (path, Range, Authorization)
         self.faults: list[Callable] = []
+        self.lists_hashes = True  # some mirrors do not
         for (kind, repo), files in repositories.items():
             self.push(kind, repo, files)
 
@@ -100,7 +101,7 @@ class FakeHub:
         files = self.commits[kind, repo][revision]
         commit = self.commits[kind, repo]["main commit"]["commit"].decode() if revision == "main" else revision
         card = dict(re.findall(r"^(license\w*): (.+)$", files.get("README.md", b"").decode(), re.MULTILINE))
-        siblings = [described(name, content) for name, content in files.items()]
+        siblings = [described(name, content) if self.lists_hashes else {"rfilename": name} for name, content in files.items()]
         return send(handler, 200, json.dumps({"id": repo, "sha": commit, "cardData": card, "siblings": siblings}).encode())
 
     def send_file(self, handler: BaseHTTPRequestHandler, kind: str, repo: str, revision: str, name: str) -> None:

@@ -129,6 +129,8 @@ def test_every_row_is_kept_or_dropped_with_a_reason(examine):
     found = examine("preferences", [*rows.values(), {"fault": "malformed", "detail": "x is int", "original": "{}"}]).rows.to_pylist()
     assert [row["reason"] for row in found] == [*rows, "malformed"]
     assert found[-1]["detail"] == "x is int"
+    (book,) = examine("instructions", [catalog.instruction("اكتب", "كتاب " * 10**6)]).rows.to_pylist()
+    assert (book["reason"], book["tokens"]) == ("too_long", 0)  # known without counting
     assert found[0]["chosen"] == "نعم<|im_end|>"
 
 
@@ -280,7 +282,10 @@ def test_too_great_a_loss_stops_the_stage_and_leaves_the_report(project, monkeyp
     params = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("max_dropped: 0.5", "max_dropped: 0.1")
     (project / "params.yaml").unlink()
     (project / "params.yaml").write_text(params, encoding="utf-8")
-    with pytest.raises(SystemExit, match=r"format.max_dropped is 0.1, but 53 of 154 rows of instructions are lost \(49 duplicate, 2 leak"):
+    with pytest.raises(
+        SystemExit,
+        match=r"max_dropped is 0.1, but 53 of 154 rows .* lost \(49 duplicate \(second:0 of first:0\), 2 leak \(first:9 holds",
+    ):
         formatting.main("instructions")
     assert not (project / "data/formatted/instructions").exists()
     assert len(parquet.read_table(project / "data/reports/instructions.parquet")) == 53

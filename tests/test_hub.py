@@ -101,6 +101,19 @@ def test_the_cache_is_laid_out_as_every_tool_expects(server, client):
     assert Path(path.strip()).resolve().name == blob_id(DATA, BIG)
 
 
+def test_a_mirror_that_lists_no_hashes_gives_them_with_each_file(server, client):
+    server.lists_hashes = False
+    server.faults.append(cutting(DATA, after=5, times=1, content=BIG))
+    server.faults[0] = only_get(server.faults[0])
+    assert client.fetch() == {DATA: BIG}
+    assert client.fetch() == {DATA: BIG}
+    assert len(server.asked(DATA)) == 3  # its headers, its start, its rest
+
+
+def only_get(fault):
+    return lambda handler, path: handler.command == "GET" and fault(handler, path)
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_hub_is_asked_again_when_it_says(server, client, status):
     server.faults += [failing("/api/", status, times=1, Retry_After="1"), failing(DATA, status, times=2, Retry_After="0")]

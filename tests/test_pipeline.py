@@ -59,8 +59,10 @@ def test_the_metrics_are_complete_and_free_of_noise(project):
         assert set(metrics["health"]) == {"stop_rate", "arabic_share", "repetition"}
         assert not re.search(r"20\d\d-\d\d|/tmp|[0-9a-f]{40}", text)
     data = json.loads((project.path / "metrics/data.json").read_text(encoding="utf-8"))
-    for role in data.values():
+    for role in (data["instructions"], data["preferences"]):
         assert role["rows"] == role["train"] + role["validation"] + sum(role["dropped"].values())
+    assert data["benchmarks"]["skills"]["rows"] == data["benchmarks"]["skills"]["kept"]
+    assert "<h2>instructions</h2>" in (project.path / "data/reports/index.html").read_text(encoding="utf-8")
     assert "margin" in (project.path / "metrics/curves/dpo.tsv").read_text().splitlines()[0].split("\t")
 
 
