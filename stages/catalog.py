@@ -33,7 +33,7 @@ Row = dict[str, Any]
 LETTERS = {letter: index for letters in ("ABCDE", "abcde", "أبجده", "ابجده") for index, letter in enumerate(letters)} | {"هـ": 4}
 ROLES = {
     "user": "user", "human": "user", "مستخدم": "user", "المستخدم": "user", "إنسان": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "مساعد": "assistant", "المساعد": "assistant",
+    "assistant": "assistant", "gpt": "assistant", "chatbot": "assistant", "مساعد": "assistant", "المساعد": "assistant",
     "system": "system", "نظام": "system", "النظام": "system",
 }  # fmt: skip
 
@@ -208,8 +208,8 @@ def arabicmmlu(row: Row) -> Row:
 
 
 def alghafa(row: Row) -> Row:
-    """`label` counts from 0 and is a string; there are two to five choices."""
-    label = text(row, "label").strip()
+    """`label` counts from 0, as text; there are two to five choices."""
+    label = str(row.get("label")).strip()
     if not re.fullmatch("[0-4]", label):
         raise Fault("malformed", f"label is {label[:40]!a}, which names no choice")
     choices = [text(row, name) for name in (f"sol{i}" for i in range(1, 6)) if row.get(name) is not None]

@@ -8,11 +8,12 @@ its hash, and a branch is resolved to a commit once: a record beside the blobs, 
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
 from stages.files import write_json
@@ -74,7 +75,7 @@ def snapshot(key: str, kind: str, repo: str, revision: str, choose: Callable[[li
 
 
 def read_record(wanted: Wanted) -> dict | None:
-    with suppress(FileNotFoundError, ValueError):
+    with suppress(OSError, ValueError):  # what cannot be read is asked for again, and says then what is wrong
         return json.loads(wanted.record.read_text(encoding="utf-8"))
     return None
 
@@ -92,24 +93,40 @@ def is_whole(wanted: Wanted, record: dict, names: list[str]) -> bool:
 
 def complete(wanted: Wanted, record: dict, choose: Callable[[list[str]], list[str]]) -> dict:
     """Resolve the revision, download what is missing, and write the record."""
+    from filelock import FileLock
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise Problem(f"{wanted} is not whole in {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE=1 forbids fetching it: unset it once")
     try:
-        listing = patiently(lambda: listed(wanted, record.get("commit", wanted.revision)), give_up_unreachable=True)
-        for name in choose(listing["names"]):
-            file = listing["files"][name]
-            if not file["hash"]:
-                file |= patiently(lambda name=name: headers_of(wanted, listing["commit"], name))
-            blob = wanted.folder / "blobs" / file["hash"]
-            if not blob.exists() or blob.stat().st_size != file["size"]:
-                download(wanted, listing["commit"], name, file, blob)
-            link(wanted.folder / "snapshots" / listing["commit"] / name, blob)
+        wanted.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(wanted.folder / ".lock"):  # another process may be at it; what it has finished is not fetched again
+            known = read_record(wanted) or record  # by now, that is
+            listing = patiently(lambda: listed(wanted, known.get("commit", wanted.revision)), give_up_unreachable=True)
+            for name in choose(listing["names"]):
+                have(wanted, listing["commit"], name, listing["files"][name])
+            write_json(wanted.record, listing)
     except Exception as error:
         raise explained(wanted, error) from None
-    write_json(wanted.record, listing)
     return listing
+
+
+def have(wanted: Wanted, commit: str, name: str, file: dict) -> None:
+    """Have one file of the repository in the snapshot's folder, and its size and hash in `file`."""
+    if not file["hash"]:
+        file |= patiently(lambda: headers_of(wanted, commit, name))
+    check_inside(wanted, commit, name, file["hash"])
+    blob = wanted.folder / "blobs" / file["hash"]
+    if not blob.exists() or blob.stat().st_size != file["size"]:
+        download(wanted, commit, name, file, blob)
+    link(wanted.folder / "snapshots" / commit / name, blob)
+
+
+def check_inside(wanted: Wanted, commit: str, name: str, digest: str) -> None:
+    """Raise Problem where names that a server gives would lead out of the repository's folder, to files of somebody else."""
+    path = PureWindowsPath(name)  # which knows the separators of every system
+    if path.anchor or ".." in path.parts or not all(re.fullmatch(r"\w[\w.+=-]*", word) for word in (commit, digest)):
+        raise Problem(f"{wanted}: {name[:80]!a} would be written outside the cache: do not trust what HF_ENDPOINT names")
 
 
 def listed(wanted: Wanted, revision: str) -> dict:
@@ -171,6 +188,8 @@ def fill(wanted: Wanted, commit: str, name: str, size: int, part: Path) -> None:
     with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as response:
         hf_raise_for_status(response)
         resumed = response.status_code == 206
+        if have and not resumed and response.headers.get("Content-Length", str(size)) != str(size):
+            raise httpx2.ReadError(f"{name} was answered by something else")  # a login page, say: the half that is there stays
         with (
             part.open("ab" if resumed else "wb") as out,
             tqdm(desc=name[-40:], total=size, initial=have if resumed else 0, unit="B", unit_scale=True, disable=None, leave=False) as bar,
@@ -219,7 +238,7 @@ def patiently(action: Callable[[], T], progress: Callable[[], int] = lambda: 0, 
             if wait is None or tries == len(WAITS) or wait > LONGEST_WAIT:
                 raise
         except httpx2.TransportError as error:
-            if tries == len(WAITS) or (give_up_unreachable and isinstance(error, httpx2.ConnectError)):
+            if tries == len(WAITS) or (give_up_unreachable and isinstance(error, (httpx2.ConnectError, httpx2.UnsupportedProtocol))):
                 raise
             wait = -1
         time.sleep(WAITS[tries] if wait < 0 else wait)

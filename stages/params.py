@@ -35,6 +35,7 @@ from stages.prompts import TEMPLATES
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[\w-]+$")]  # of a dataset: also of its file, and of a key that -S can write
 Amount = Annotated[Any, AfterValidator(lambda value: _amount(value))]
 ROLES = ("instructions", "preferences", "benchmarks")
 
@@ -93,7 +94,7 @@ Wanted = Annotated[
     Discriminator(_is_own),
     BeforeValidator(lambda value: value if isinstance(value, (dict, Rows)) else {"rows": value}),
 ]
-Mixture = dict[str, Wanted]
+Mixture = dict[Name, Wanted]
 
 
 class Data(Section):

@@ -35,6 +35,7 @@ class FakeHub:
         self.log: list[tuple[str, str, str]] = []  # (path, Range, Authorization)
         self.faults: list[Callable] = []
         self.lists_hashes = True  # some mirrors do not
+        self.redirects = False  # large files from another host, as the real hub does
         for (kind, repo), files in repositories.items():
             self.push(kind, repo, files)
 
@@ -86,10 +87,10 @@ class FakeHub:
         self.log.append((path, handler.headers.get("Range", ""), handler.headers.get("Authorization", "")))
         if any(fault(handler, path) for fault in list(self.faults)):
             return
-        if found := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)/revision/(.+)", path):
-            self.describe(handler, *found.groups())
-        elif found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            self.send_file(handler, "dataset" if found[1] else "model", *found.groups()[1:])
+        if found := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+?)(?:/revision/(.+))?", path):
+            self.describe(handler, found[1], found[2], found[3] or "main")
+        elif found := re.fullmatch(r"(/cdn)?/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self.send_file(handler, "dataset" if found[2] else "model", *found.groups()[2:], redirected=bool(found[1]))
         else:
             refuse(handler, 404)
 
@@ -104,15 +105,27 @@ class FakeHub:
         siblings = [described(name, content) if self.lists_hashes else {"rfilename": name} for name, content in files.items()]
         return send(handler, 200, json.dumps({"id": repo, "sha": commit, "cardData": card, "siblings": siblings}).encode())
 
-    def send_file(self, handler: BaseHTTPRequestHandler, kind: str, repo: str, revision: str, name: str) -> None:
-        files = self.commits.get((kind, repo), {}).get(revision)
+    def send_file(self, handler: BaseHTTPRequestHandler, kind: str, repo: str, revision: str, name: str, redirected: bool) -> None:
+        if (kind, repo) not in self.commits:
+            return refuse(handler, 404, "RepoNotFound")
+        files = self.commits[kind, repo].get(revision)
         if files is None or name not in files:
             return refuse(handler, 404, "EntryNotFound" if files else "RevisionNotFound")
-        content, start = files[name], int((re.match(r"bytes=(\d+)-", handler.headers.get("Range", "")) or [0, 0])[1])
-        headers = {"ETag": f'"{blob_id(name, content)}"', "X-Repo-Commit": revision, "Accept-Ranges": "bytes"}
+        content, start = files[name], asked_from(handler)
+        tag, headers = f'"{blob_id(name, content)}"', {"X-Repo-Commit": revision, "Accept-Ranges": "bytes"}
+        if name.endswith(LARGE) and self.redirects and not redirected:
+            elsewhere = f"http://localhost:{self.server.server_port}/cdn{handler.path}"
+            linked = {"X-Linked-Etag": tag, "X-Linked-Size": str(len(content)), "Location": elsewhere}
+            return send(handler, 302, b"", headers | linked)
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        return send(handler, 206 if start else 200, content[start:], headers)
+        return send(handler, 206 if start else 200, content[start:], headers | {"ETag": tag})
+
+
+def asked_from(handler: BaseHTTPRequestHandler) -> int:
+    """The first byte that a request asks for."""
+    found = re.match(r"bytes=(\d+)-", handler.headers.get("Range", ""))
+    return int(found[1]) if found else 0
 
 
 def described(name: str, content: bytes) -> dict:
@@ -160,7 +173,7 @@ def cutting(word: str, after: int, times: int, content: bytes) -> Callable:
         if word not in path or not left[0]:
             return False
         left[0] -= 1
-        start = int((re.match(r"bytes=(\d+)-", handler.headers.get("Range", "")) or [0, 0])[1])
+        start = asked_from(handler)
         handler.send_response(206 if start else 200)
         handler.send_header("Content-Length", str(len(content) - start))
         handler.end_headers()

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 from tokenizers import Tokenizer
 
-from stages import account, catalog, duplicates, leaks, quality, shingles
+from stages import account, base, catalog, duplicates, leaks, quality, shingles
 from stages import format as formatting
 from stages.arabic import arabic_share, normalise, words
 from stages.params import read
@@ -241,8 +241,11 @@ def sources(folder, role, **tables):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A folder with two datasets that share rows and prompts, in several row groups."""
-    for part in ("stages", "params.yaml", "dvc.yaml", "models"):
+    (tmp_path / "models").mkdir()
+    for part in ("stages", "params.yaml", "dvc.yaml", "models/nano"):
         (tmp_path / part).symlink_to(ROOT / part)
+    monkeypatch.chdir(tmp_path)
+    base.main()
     long = " ".join(f"كلمة{i}" for i in range(30))
     first = [catalog.instruction(f"سؤال رقم {i}", f"جواب {i}") for i in range(100)]
     second = [catalog.instruction(f"سُؤال رقم {i}،", f"جواب {i}.") for i in range(50)]  # the same but for marks
@@ -254,7 +257,6 @@ def project(tmp_path, monkeypatch):
     sources(tmp_path, "instructions", first=first, second=second)
     exam = [catalog.question("سؤال رقم 9", ["جواب 9", "لا"], 0) | {"split": "test"}]
     sources(tmp_path, "benchmarks", exam=exam)
-    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 

@@ -29,6 +29,7 @@ import json
 from stages import hub
 from stages.params import one_line_errors, quiet
 quiet()
+hub.WAITS = (0.1, 0.1, 0.1)
 with one_line_errors():
     names = {names!r}
     found = hub.snapshot("datasets.instructions.mine", "dataset", "me/mine", {revision!r}, lambda all: [n for n in all if n in names])
@@ -68,6 +69,14 @@ class Client:
 
     def parts(self) -> list[Path]:
         return list(self.home.rglob("*.part"))
+
+    def blob(self) -> Path:
+        return next(self.home.rglob(blob_id(DATA, BIG)))
+
+
+def ranges(server: FakeHub) -> list[str]:
+    """What was asked of DATA, request by request; "" is all of it."""
+    return [given for path, given, _ in server.log if path.endswith(DATA)]
 
 
 @pytest.fixture
@@ -132,17 +141,37 @@ def test_a_hub_that_stays_busy_is_given_up(server, client):
     assert time.perf_counter() - start < 10
 
 
-@pytest.mark.parametrize("after", [1 << 19, 1])
+@pytest.mark.parametrize("after", [1 << 18, 1])
 def test_a_cut_connection_goes_on_where_it_broke(server, client, after):
-    server.faults.append(cutting(DATA, after, times=2, content=BIG))
+    server.faults.append(cutting(DATA, after, times=5, content=BIG))  # more often than a hub without progress is tried
     assert client.fetch() == {DATA: BIG}
-    assert [given for path, given, _ in server.log if path.endswith(DATA)] == ["", f"bytes={after}-", f"bytes={2 * after}-"]
+    assert ranges(server) == ["", *(f"bytes={times * after}-" for times in range(1, 6))]
+
+
+def test_a_connection_that_only_breaks_is_given_up(server, client):
+    server.faults.append(cutting(DATA, 0, times=10**6, content=BIG))
+    assert f"{server.url} cannot be reached (RemoteProtocolError): connect, or name a mirror" in client.error()
+    assert ranges(server) == [""] * 4
 
 
 def test_a_short_file_is_not_taken_for_a_whole_one(server, client):
     server.faults.append(sending(DATA, BIG[:1000], times=1))  # a smaller size than announced, well ended
     assert client.fetch() == {DATA: BIG}
-    assert "bytes=1000-" in [given for _, given, _ in server.log]
+    assert ranges(server) == ["", "bytes=1000-"]
+
+
+def test_a_server_that_knows_no_ranges_sends_all_anew(server, client):
+    server.faults += [cutting(DATA, 1 << 20, times=1, content=BIG), sending(DATA, BIG, times=1)]
+    assert client.fetch() == {DATA: BIG}
+    assert ranges(server) == ["", f"bytes={1 << 20}-"]
+
+
+def test_a_login_page_is_no_file_and_costs_no_half(server, client):
+    server.faults += [cutting(DATA, 1 << 20, times=1, content=BIG), sending(DATA, b"<html>", times=1)]
+    assert client.fetch() == {DATA: BIG}
+    assert ranges(server) == ["", f"bytes={1 << 20}-", f"bytes={1 << 20}-"]
+    server.faults.append(sending("/api/", b"<html>"))
+    assert f"could not be fetched: unexpected answer of {server.url}" in client.error(revision="v2")
 
 
 @pytest.mark.parametrize("wrong", [BIG[::-1], BIG + b"more"])
@@ -171,6 +200,51 @@ def test_a_killed_download_is_resumed(server, client):
 
 def hub_commit(server: FakeHub) -> str:
     return server.commits["dataset", "me/mine"]["main commit"]["commit"].decode()
+
+
+def test_large_files_come_from_another_host_which_gets_no_token(server, client):
+    server.redirects = True
+    client.environment["HF_TOKEN"] = "hf_secret"
+    server.faults.append(cutting("/cdn/", 1 << 20, times=1, content=BIG))
+    assert client.fetch() == {DATA: BIG}
+    assert [entry[1:] for entry in server.log if entry[0].startswith("/cdn/")] == [("", ""), (f"bytes={1 << 20}-", "")]
+
+
+def test_two_at_once_fetch_a_file_once(server, client):
+    server.faults.append(crawling(DATA, BIG, step=1 << 18))
+    both = [client.start(), client.start()]
+    for process in both:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+    assert ranges(server) == [""]
+    assert client.blob().read_bytes() == BIG
+
+
+def test_what_lies_half_in_the_cache_is_seen(server, client):
+    client.fetch()
+    os.truncate(client.blob(), 1000)
+    assert "is not whole in" in client.error(HF_HUB_OFFLINE="1")
+    assert client.fetch() == {DATA: BIG}
+    assert ranges(server) == ["", ""]
+
+
+@pytest.mark.parametrize(("surplus", "asked"), [(b"", []), (b"more", [""])])
+def test_a_half_that_is_none_is_checked_or_thrown_away(server, client, surplus, asked):
+    client.fetch()
+    part = client.blob().rename(client.blob().with_suffix(".part"))  # as if killed before it got its name
+    part.write_bytes(BIG + surplus)
+    server.log.clear()
+    assert client.fetch() == {DATA: BIG}
+    assert ranges(server) == asked
+
+
+@pytest.mark.parametrize("name", ["{}/stranger.csv", "data/../../../../../../stranger.csv", "data\\..\\stranger.csv"])
+def test_a_mirror_cannot_name_files_outside_the_cache(server, client, tmp_path, name):
+    name, stranger = name.format(tmp_path), tmp_path / "stranger.csv"
+    stranger.write_text("mine")
+    server.push("dataset", "me/mine", {name: b"evil"})
+    assert "would be written outside the cache: do not trust what HF_ENDPOINT names" in client.error(name)
+    assert stranger.read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -216,19 +290,47 @@ def test_a_token_is_sent_and_shown_nowhere(server, client):
         assert not path.is_file() or b"hf_secret" not in path.read_bytes()
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can mount a small disk")
-def test_a_full_disk_is_one_line_and_more_room_finishes_the_file(client, tmp_path):
+def test_no_token_is_taken_from_a_file(server, client):
+    client.home.mkdir()
+    (client.home / "token").write_text("hf_secret")
+    client.fetch()
+    assert {given for _, _, given in server.log} == {""}
+
+
+@pytest.fixture
+def small_disk(client):
+    """Mounts the client's cache as a disk of a given size, and again with another."""
+    if os.name != "posix" or os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
     client.home.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", client.home], capture_output=True).returncode:
         pytest.skip("mounting is not permitted here")
-    try:
-        error = client.error()
-        assert f"cannot be written to {client.home}/hub (No space left on device): free room or set HF_HOME" in error
-        assert client.parts()
-        subprocess.run(["mount", "-o", "remount,size=8m", client.home], check=True)
-        assert client.fetch() == {DATA: BIG}
-    finally:
-        subprocess.run(["umount", client.home], check=True)
+    yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", client.home], check=True)
+    subprocess.run(["umount", client.home], check=True)
+
+
+def test_a_full_disk_is_one_line_and_more_room_finishes_the_file(server, client, small_disk):
+    error = client.error()
+    assert f"cannot be written to {client.home}/hub (No space left on device): free room or set HF_HOME" in error
+    half = client.parts()[0].stat().st_size
+    assert half > 1 << 19
+    small_disk("2m")  # room for the file, none for the record of it
+    assert "No space left on device" in client.error()
+    small_disk("8m")
+    assert client.fetch() == {DATA: BIG}
+    assert ranges(server) == ["", f"bytes={half}-"]
+
+
+def test_a_cache_that_is_no_folder_is_one_line(client):
+    client.home.write_text("")
+    assert "/hub (Not a directory): free room or set HF_HOME" in client.error()
+
+
+def test_a_system_without_links_gets_the_file_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "symlink_to", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    (tmp_path / "blob").write_bytes(BIG)
+    hub.link(tmp_path / "snapshots/commit" / DATA, tmp_path / "blob")
+    assert (tmp_path / "snapshots/commit" / DATA).read_bytes() == BIG
 
 
 # --- models ---------------------------------------------------------------------------------------------------------------
