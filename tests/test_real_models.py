@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from tests.conftest import ROOT, Workspace
-from tests.fake_hub import FakeHub, arabicmmlu, aya, cidar, tiny_model
+from tests.fake_hub import WORDS, FakeHub, arabicmmlu, aya, cidar, table, tiny_model
 from tests.test_pipeline import stages_run
 
 ARABICMMLU = "7aa530e2893ac420352b3f5c1a1310c010e9758b"
@@ -23,6 +23,7 @@ def hub():
         ("model", "Qwen/Qwen2.5-7B"): tiny_model("qwen2", "---\nlicense: apache-2.0\n---\n", tokenizer),
         ("dataset", "arbml/CIDAR"): cidar(60),
         ("dataset", "2A2I/Aya-Command.R-DPO"): aya(60),
+        ("dataset", "me/mine"): {"train.parquet": table([{"q": f"عرف كلمة {word}", "a": f"كلمة {word} اسم."} for word in WORDS])},
     }
     with FakeHub(repositories) as hub:
         hub.push("dataset", "MBZUAI/ArabicMMLU", arabicmmlu(20), ARABICMMLU)
@@ -77,14 +78,13 @@ def test_a_model_and_its_data_come_from_the_hub_and_run_to_the_end(project, hub)
 def test_a_second_dataset_fetches_nothing_that_is_there(project, hub):
     hub.log.clear()
     hub.push("dataset", "arbml/CIDAR", cidar(30))  # main moves; what was fetched stays
-    project.set({"data.instructions.skills": 110})
+    mine = {"repo": "me/mine", "revision": "main", "columns": {"prompt": "q", "completion": "a"}}
+    project.set({"data.instructions.skills": 110, "data.instructions.mine": mine})
     ran = stages_run(project.run("dvc", "repro", "report").stdout)
     assert ran == {"fetch@instructions", "format@instructions", "report"}
-    assert not hub.log
-    assert {name: source["rows"] for name, source in read(project, "metrics/data.json")["instructions"]["sources"].items()} == {
-        "cidar": 60,
-        "skills": 110,
-    }
+    assert len(hub.log) == len(hub.asked("me/mine")) == 2  # what there is, and its one file
+    sources = read(project, "metrics/data.json")["instructions"]["sources"]
+    assert {name: source["rows"] for name, source in sources.items()} == {"cidar": 60, "skills": 110, "mine": len(WORDS)}
     changed = set(json.loads(project.run("dvc", "status", "--json").stdout))
     assert {"sft", "evaluate@base"} <= changed  # what is trained or validated on it
     assert not changed & {"base", "fetch@preferences", "fetch@benchmarks", "format@preferences"}
