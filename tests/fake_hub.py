@@ -159,7 +159,7 @@ def failing(word: str, status: int, times: int = 10**6, code: str = "", **header
         if word not in path or not left[0]:
             return False
         left[0] -= 1
-        refuse(handler, status, code, {name.replace("_", "-"): value for name, value in headers.items()}, repr(handler.headers).encode())
+        refuse(handler, status, code, {name.replace("_", "-"): value for name, value in headers.items()}, str(handler.headers).encode())
         return True
 
     return fault

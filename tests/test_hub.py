@@ -1,5 +1,6 @@
 """Downloads from a real HTTP hub on 127.0.0.1: whatever goes wrong ends in a whole file or in one line with the cure."""
 
+import gzip
 import json
 import os
 import signal
@@ -8,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from stages import base, hub
 from stages.params import Problem
 from tests.conftest import ROOT
-from tests.fake_hub import FakeHub, blob_id, crawling, cutting, failing, sending
+from tests.fake_hub import FakeHub, blob_id, crawling, cutting, failing, send, sending
 
 DATA = "data/train-00000-of-00001.parquet"
 BIG = bytes(range(256)) * 8192  # 2 MiB
@@ -103,9 +105,10 @@ def test_what_is_there_costs_no_request_and_main_stays_what_it_was(server, clien
 
 def test_the_cache_is_laid_out_as_every_tool_expects(server, client):
     client.fetch()
+    home = client.home.rename(client.home.with_name("moved"))
     code = "from huggingface_hub import hf_hub_download as get; print(get('me/mine', %r, repo_type='dataset', revision=%r))"
     commit = next(iter(server.commits["dataset", "me/mine"]))
-    environment = client.environment | {"HF_HUB_OFFLINE": "1"}
+    environment = client.environment | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
     path = subprocess.run([sys.executable, "-c", code % (DATA, commit)], env=environment, capture_output=True, text=True, check=True).stdout
     assert Path(path.strip()).resolve().name == blob_id(DATA, BIG)
 
@@ -164,6 +167,17 @@ def test_a_server_that_knows_no_ranges_sends_all_anew(server, client):
     server.faults += [cutting(DATA, 1 << 20, times=1, content=BIG), sending(DATA, BIG, times=1)]
     assert client.fetch() == {DATA: BIG}
     assert ranges(server) == ["", f"bytes={1 << 20}-"]
+
+
+def test_a_server_that_likes_to_compress_is_told_not_to(server, client):
+    def compressing(handler, path):
+        if DATA not in path or "gzip" not in handler.headers.get("Accept-Encoding", ""):
+            return False
+        send(handler, 200, gzip.compress(BIG), {"Content-Encoding": "gzip"})
+        return True
+
+    server.faults.append(compressing)
+    assert client.fetch() == {DATA: BIG}
 
 
 def test_a_login_page_is_no_file_and_costs_no_half(server, client):
@@ -276,6 +290,13 @@ def test_no_network_and_no_permission_are_told_apart(server, client):
     assert "HF_HUB_OFFLINE=1 forbids fetching it" in client.error(HF_HUB_OFFLINE="1")
     client.environment["HF_ENDPOINT"] = server.url  # the mirror
     assert client.fetch() == {DATA: BIG}
+
+
+@pytest.mark.parametrize("error", [httpx2.ConnectError, httpx2.UnsupportedProtocol])
+def test_a_hub_that_is_not_there_is_not_waited_for(monkeypatch, error):
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waited"))
+    with pytest.raises(error):
+        hub.patiently(lambda: (_ for _ in ()).throw(error("no")), give_up_unreachable=True)
 
 
 def test_a_token_is_sent_and_shown_nowhere(server, client):
