@@ -242,6 +242,15 @@ def test_what_lies_half_in_the_cache_is_seen(server, client):
     assert ranges(server) == ["", ""]
 
 
+def test_wrong_bytes_of_the_right_size_are_not_taken_for_the_file(server, client):
+    """Something else may have left them in the cache; with no record of a whole download nothing vouches for them."""
+    client.fetch()
+    client.blob().write_bytes(BIG[::-1])
+    next(client.home.rglob("main.json")).unlink()
+    assert client.fetch() == {DATA: BIG}
+    assert ranges(server) == ["", ""]
+
+
 @pytest.mark.parametrize(("surplus", "asked"), [(b"", []), (b"more", [""])])
 def test_a_half_that_is_none_is_checked_or_thrown_away(server, client, surplus, asked):
     client.fetch()
@@ -309,6 +318,15 @@ def test_a_token_is_sent_and_shown_nowhere(server, client):
     assert {given for _, _, given in server.log} == {"Bearer hf_secret"}
     for path in client.home.rglob("*"):
         assert not path.is_file() or b"hf_secret" not in path.read_bytes()
+
+
+def test_a_warning_of_the_server_is_not_passed_on(server, client):
+    """The library prints the X-HF-Warning header, whatever stands in it."""
+    client.environment["HF_TOKEN"] = "hf_secret"
+    server.faults.append(failing(DATA, 503, times=1, Retry_After="0", X_HF_Warning="token; Bearer hf_secret"))
+    process = client.start()
+    assert "hf_secret" not in "".join(process.communicate(timeout=60))
+    assert process.returncode == 0
 
 
 def test_no_token_is_taken_from_a_file(server, client):
