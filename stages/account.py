@@ -57,11 +57,12 @@ def dropped(rows: pa.Table, role: str) -> pa.Table:
 
 def report(tally: Tally, sources: dict[str, dict], index: Index) -> dict:
     """Where every row went, over all and by dataset; `rows` = train + validation + the sum of `dropped`."""
-    total = outcomes(Counter({outcome: sum(n for (_, o), n in tally.counts.items() if o == outcome) for _, outcome in tally.counts}))
-    tokens = [part for parts in tally.tokens.values() for part in parts]
+    total = Counter()
+    for (_, outcome), count in tally.counts.items():
+        total[outcome] += count
     return {
-        **total,
-        "tokens": lengths(tokens),
+        **outcomes(total),
+        "tokens": lengths([part for parts in tally.tokens.values() for part in parts]),
         "sources": {name: source_report(name, source, tally) for name, source in sources.items()},
         "leaks": leak_report(tally, index),
         "repeated": tally.repeated,
@@ -71,15 +72,14 @@ def report(tally: Tally, sources: dict[str, dict], index: Index) -> dict:
 def source_report(name: str, source: dict, tally: Tally) -> dict:
     own = Counter({outcome: n for (dataset, outcome), n in tally.counts.items() if dataset == name})
     kept = own["train"] + own["validation"]
-    tokens = np.concatenate(tally.tokens[name]) if tally.tokens[name] else np.array([], int)
-    saved = tally.saved[name] / max(int(tokens.sum()) + tally.saved[name], 1)
+    tokens = lengths(tally.tokens[name])
     return {
         "published": source["published"],
         **outcomes(own),
         "truncated_share": round(own["too_long"] / max(own.total(), 1), 4),
         "arabic_share": round(tally.arabic[name] / max(kept, 1), 4),
-        "tokens_saved_share": round(saved, 4),
-        "tokens": lengths(tally.tokens[name]),
+        "tokens_saved_share": round(tally.saved[name] / max(tokens["total"] + tally.saved[name], 1), 4),
+        "tokens": tokens,
     }
 
 

@@ -3,13 +3,11 @@
 The manifest is what DVC tracks; the weights stay where they are, so 15 GB are not stored twice.
 """
 
-import hashlib
-import json
 from fnmatch import fnmatch
 from pathlib import Path
 
 from stages import hub
-from stages.files import write_json
+from stages.files import read_json, write_json
 from stages.params import Problem, Weights, stage
 
 NEEDED = ("*.safetensors", "*.json", "*.txt")  # no pickled weights, ever
@@ -22,7 +20,7 @@ def main() -> None:
         key = f"models.{params.model}.weights"
         folder, names, source = locate(key, params.chosen_model.weights)
         check(key, folder, names)
-        files = {name: identity(folder / name) for name in names}
+        files = {name: {"size": (folder / name).stat().st_size, "sha256": hub.sha256(folder / name)} for name in names}
         write_json(hub.MANIFEST, {"model": params.model, **source, "files": files})
         print(f"base: {params.model}, {len(files)} files, {sum(f['size'] for f in files.values()) / 1e6:,.1f} MB")
         if "repo" in source:
@@ -48,18 +46,10 @@ def check(key: str, folder: Path, names: list[str]) -> None:
     """Raise Problem where config, tokenizer or weights are missing, or a shard of the weights is."""
     shards = ["model.safetensors"]
     if INDEX in names:
-        shards = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
     missing = [name for name in ("config.json", "tokenizer.json", *shards) if name not in names]
     if missing:
         raise Problem(f"{key}: {folder} lacks {', '.join(missing)}: a model needs its config, its tokenizer and safetensors weights")
-
-
-def identity(path: Path) -> dict[str, int | str]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 if __name__ == "__main__":

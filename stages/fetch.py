@@ -140,16 +140,15 @@ def read_tasks(path: Path, column: str) -> Iterator[str]:
 
 def sample(tasks: list[str], wanted: Rows) -> np.ndarray:
     """Which rows to take, as a mask: those of the lowest random priority, at most `rows_per_task` of a task and `rows` in all."""
-    priority = np.random.default_rng(SAMPLE_SEED).random(len(tasks))
+    order = np.argsort(np.random.default_rng(SAMPLE_SEED).random(len(tasks)), kind="stable")  # of priority
     taken = np.ones(len(tasks), bool)
     if wanted.rows_per_task:
         by_task = defaultdict(list)
-        for position in np.argsort(priority, kind="stable"):
+        for position in order:
             by_task[tasks[position]].append(position)
         for positions in by_task.values():
             taken[positions[wanted.rows_per_task :]] = False
     if wanted.rows != "all":
-        order = np.argsort(priority, kind="stable")
         taken[order[taken[order]][wanted.rows :]] = False
     return taken
 

@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees the old file or the whole new one, never a half."""
+"""Atomic writes: a reader sees the old file or the whole new one, never a half. And JSON, both ways."""
 
 import json
 import os
@@ -33,6 +33,10 @@ def replace_folder(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, value: dict) -> None:

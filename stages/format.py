@@ -3,14 +3,12 @@
 Every row that comes in is kept or stands in the report with the reason why not; nothing is truncated.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from stages import account, duplicates, hub, leaks, quality
-from stages.files import replace_file, replace_folder, write_json
+from stages.files import read_json, replace_file, replace_folder, write_json
 from stages.params import Format, Params, Problem, role_argument, stage
 
 BENCHMARKS = Path("data/raw/benchmarks")
@@ -31,7 +29,9 @@ MOST_WORKERS = 8  # each holds a tokenizer and a row group, about half a gigabyt
 def main(role: str) -> None:
     with stage("format", role) as params, scratch(Path(".cache/format") / role) as folder:
         # 1. single rows, in batches, on every core
-        batches = plan(Path("data/raw") / role, folder)
+        raw = Path("data/raw") / role
+        sources = read_json(raw / "sources.json")
+        batches = plan(raw, sources, folder)
         settings = quality.Settings(
             role, params.text, params.prompt, params.format,
             str(hub.base_folder() / "tokenizer.json"), leaks.build(BENCHMARKS, params.format.leak_overlap),
@@ -46,7 +46,7 @@ def main(role: str) -> None:
         reports = Path(f"data/reports/{role}.parquet")
         with replace_folder(Path("data/formatted") / role) as formatted:
             tally = write(role, batches, verdicts, formatted, reports)
-            report = account.report(tally, json.loads((Path("data/raw") / role / "sources.json").read_text()), settings.leaks)
+            report = account.report(tally, sources, settings.leaks)
             gate(role, params, report, tally.examples)
             write_json(formatted / "report.json", report)
         lost = sum(report["dropped"].values())
@@ -90,10 +90,10 @@ def scratch(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def plan(raw: Path, folder: Path) -> list[Batch]:
+def plan(raw: Path, sources: dict[str, dict], folder: Path) -> list[Batch]:
     """The row groups of a role's datasets, in the order of params.yaml: the first of two duplicates is kept."""
     batches, start = [], 0
-    for dataset in json.loads((raw / "sources.json").read_text(encoding="utf-8")):
+    for dataset in sources:
         path = raw / f"{dataset}.parquet"
         metadata = parquet.read_metadata(path)
         for group in range(metadata.num_row_groups):
@@ -130,20 +130,17 @@ def examine_all(batches: list[Batch], settings: quality.Settings, notes: Notes) 
                 bar.update(rows)
 
 
-worker: partial  # of each process: `_examine` with its tokenizer and indexes loaded
+worker: tuple[quality.Examiner, Notes]  # of each process, made once: tokenizer and indexes take a while to load
 
 
 def start_worker(settings: quality.Settings, notes: Notes) -> None:
     global worker
-    worker = partial(_examine, quality.Examiner(settings), notes)
+    worker = quality.Examiner(settings), notes
 
 
 def examine(batch: Batch) -> int:
-    return worker(batch)
-
-
-def _examine(examiner: quality.Examiner, notes: Notes, batch: Batch) -> int:
     """Examine a row group, write its rows to the shard and its hashes to the notes; return its number of rows."""
+    examiner, notes = worker
     with parquet.ParquetFile(batch.path) as file:
         raw = file.read_row_group(batch.group).to_pylist()
     found = examiner.examine(batch.dataset, raw)

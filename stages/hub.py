@@ -6,7 +6,6 @@ its hash, and a branch is resolved to a commit once: a record beside the blobs, 
 """
 
 import hashlib
-import json
 import os
 import re
 import time
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
-from stages.files import write_json
+from stages.files import read_json, write_json
 from stages.params import Problem
 
 MANIFEST = Path("models/base.json")
@@ -76,16 +75,13 @@ def snapshot(key: str, kind: str, repo: str, revision: str, choose: Callable[[li
 
 def read_record(wanted: Wanted) -> dict | None:
     with suppress(OSError, ValueError):  # what cannot be read is asked for again, and says then what is wrong
-        return json.loads(wanted.record.read_text(encoding="utf-8"))
+        return read_json(wanted.record)
     return None
 
 
 def is_whole(wanted: Wanted, record: dict, names: list[str]) -> bool:
     folder = wanted.folder / "snapshots" / record["commit"]
-    return all(
-        name in record["files"] and (folder / name).exists() and (folder / name).stat().st_size == record["files"][name]["size"]
-        for name in names
-    )
+    return all(name in record["files"] and is_there(folder / name, record["files"][name]["size"]) for name in names)
 
 
 # --- downloading ----------------------------------------------------------------------------------------------------------
@@ -117,7 +113,7 @@ def have(wanted: Wanted, commit: str, name: str, file: dict) -> None:
         file |= patiently(lambda: headers_of(wanted, commit, name))
     check_inside(wanted, commit, name, file["hash"])
     blob = wanted.folder / "blobs" / file["hash"]
-    if size_of(blob) != file["size"] or not is_right(blob, file["hash"]):  # nothing vouches for a blob that was there before
+    if not (is_there(blob, file["size"]) and is_right(blob, file["hash"])):  # nothing vouches for a blob that was there before
         download(wanted, commit, name, file, blob)
     link(wanted.folder / "snapshots" / commit / name, blob)
 
@@ -179,20 +175,20 @@ def fill(wanted: Wanted, commit: str, name: str, size: int, part: Path) -> None:
 
     if size_of(part) > size:
         part.unlink()
-    have = size_of(part)
-    if have == size:
+    start = size_of(part)
+    if start == size:
         part.touch()
         return
     url = hf_hub_url(wanted.repo, name, repo_type=wanted.kind, revision=commit)
-    headers = build_hf_headers(token=token()) | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    headers = build_hf_headers(token=token()) | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as response:
         hf_raise_for_status(response)
         resumed = response.status_code == 206
-        if have and not resumed and response.headers.get("Content-Length", str(size)) != str(size):
+        if start and not resumed and response.headers.get("Content-Length", str(size)) != str(size):
             raise httpx2.ReadError(f"{name} was answered by something else")  # a login page, say: the half that is there stays
         with (
             part.open("ab" if resumed else "wb") as out,
-            tqdm(desc=name[-40:], total=size, initial=have if resumed else 0, unit="B", unit_scale=True, disable=None, leave=False) as bar,
+            tqdm(desc=name[-40:], total=size, initial=start if resumed else 0, unit="B", unit_scale=True, disable=None, leave=False) as bar,
         ):
             for chunk in response.iter_raw():  # as it comes: a chunk that is waited for would be lost with the connection
                 out.write(chunk)
@@ -205,14 +201,24 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def is_there(path: Path, size: int) -> bool:
+    return path.exists() and path.stat().st_size == size
+
+
 def is_right(path: Path, expected: str) -> bool:
-    """Whether a file has this hash; a tag of a mirror's own making tells nothing and is let pass."""
-    return path.exists() and (len(expected) not in (40, 64) or hash_of(path, expected) == expected)
+    """Whether a file has this hash: sha256 for large files, git's blob id for others; a tag of a mirror's own tells nothing."""
+    return {40: git_blob_id, 64: sha256}.get(len(expected), lambda _: expected)(path) == expected
 
 
-def hash_of(path: Path, like: str) -> str:
-    """The content's hash as the hub gives it: sha256 of large files, git's blob id (sha1) of others."""
-    digest = hashlib.sha256() if len(like) == 64 else hashlib.sha1(b"blob %d\0" % size_of(path))
+def git_blob_id(path: Path) -> str:
+    return file_hash(path, hashlib.sha1(b"blob %d\0" % size_of(path)))
+
+
+def sha256(path: Path) -> str:
+    return file_hash(path, hashlib.sha256())
+
+
+def file_hash(path: Path, digest: Any) -> str:
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
@@ -220,7 +226,7 @@ def hash_of(path: Path, like: str) -> str:
 
 
 def link(pointer: Path, blob: Path) -> None:
-    """Let the snapshot's file point to its blob, as the cache does (a copy where the system has no links)."""
+    """Let the snapshot's file point to its blob, as the cache does (be its other name where the system has no symbolic links)."""
     pointer.parent.mkdir(parents=True, exist_ok=True)
     pointer.unlink(missing_ok=True)
     try:
@@ -303,12 +309,12 @@ def licence_note(licence: str) -> str:
 
 def base_folder(manifest: Path = MANIFEST) -> Path:
     """The folder of the base model that models/base.json names. Raises Problem where its files are not those recorded."""
-    base = json.loads(manifest.read_text(encoding="utf-8"))
+    base = read_json(manifest)
     if "path" in base:
         folder = Path(base["path"])
     else:
         folder = Wanted("", "model", base["repo"], base["commit"]).folder / "snapshots" / base["commit"]
     for name, file in base["files"].items():
-        if not (folder / name).exists() or (folder / name).stat().st_size != file["size"]:
+        if not is_there(folder / name, file["size"]):
             raise Problem(f"{manifest} names {name} with {file['size']:,} bytes, but that is not in {folder}: run `dvc repro -f base`")
     return folder

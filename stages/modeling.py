@@ -4,7 +4,6 @@ A checkpoint folder (models/sft, models/dpo, …) holds a LoRA adapter, or a who
 """
 
 import hashlib
-import json
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages import hub
-from stages.files import replace_folder, write_json
+from stages.files import read_json, replace_folder, write_json
 from stages.params import Params, Problem, Prompt, Weights
 from stages.prompts import END_OF_TEXT, TEMPLATES
 
@@ -87,11 +86,11 @@ def provenance(params: Params, data: Path, parent: Path | None) -> dict:
     template = repr(TEMPLATES[params.prompt.template])
     chain = []
     if parent:
-        link = {"checkpoint": parent.as_posix(), "weights_sha256": digest(weights_file(parent))}
+        link = {"checkpoint": parent.as_posix(), "weights_sha256": hub.sha256(weights_file(parent))}
         chain = [*read_json(parent / "provenance.json")["chain"], link]
     return {
         "base": base_identity(),
-        "data_sha256": digest(data),
+        "data_sha256": hub.sha256(data),
         "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
         "chain": chain,
         "params": params.model_dump(mode="json", warnings=False),
@@ -107,12 +106,4 @@ def weights_file(folder: Path) -> Path:
 def base_identity() -> dict:
     """Which base model models/base.json names: its name, its commit on a hub, and a hash over every file's hash."""
     base = read_json(hub.MANIFEST)
-    return {"model": base["model"], "commit": base.get("commit"), "manifest_sha256": digest(hub.MANIFEST)}
-
-
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"model": base["model"], "commit": base.get("commit"), "manifest_sha256": hub.sha256(hub.MANIFEST)}

@@ -3,7 +3,6 @@
 The benchmarks' rows that cannot be used are listed in data/reports/benchmarks.parquet, as format lists those of the other roles.
 """
 
-import json
 from collections import Counter, defaultdict
 from html import escape
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from stages.files import replace_file, write_json
+from stages.files import read_json, replace_file, write_json
 from stages.params import stage
 
 FORMATTED, RAW, REPORTS = Path("data/formatted"), Path("data/raw"), Path("data/reports")
@@ -21,7 +20,7 @@ EXAMPLES = 3  # of each reason
 
 def main() -> None:
     with stage("report"):
-        roles = {role: json.loads((FORMATTED / role / "report.json").read_text(encoding="utf-8")) for role in ROLES}
+        roles = {role: read_json(FORMATTED / role / "report.json") for role in ROLES}
         benchmarks = benchmark_report()
         metrics = {role: {name: value for name, value in report.items() if name != "repeated"} for role, report in roles.items()}
         write_json(Path("metrics/data.json"), {**metrics, "benchmarks": benchmarks})
@@ -32,7 +31,7 @@ def main() -> None:
 def benchmark_report() -> dict:
     """The same account of every benchmark, whose unusable rows are written out."""
     counts, dropped = {}, []
-    for name, source in json.loads((RAW / "benchmarks/sources.json").read_text(encoding="utf-8")).items():
+    for name, source in read_json(RAW / "benchmarks/sources.json").items():
         rows = parquet.read_table(RAW / f"benchmarks/{name}.parquet").to_pylist()
         faults = [row for row in rows if row["fault"]]
         lost = Counter(row["fault"] for row in faults)
@@ -42,7 +41,7 @@ def benchmark_report() -> dict:
             {"dataset": name, "id": row["id"], "reason": row["fault"], "detail": row["detail"], "text": row["original"] or row["question"]}
             for row in faults
         ]
-    schema = pa.schema([(name, pa.string()) for name in ("dataset", "id", "reason", "detail", "text")])
+    schema = parquet.read_schema(REPORTS / "instructions.parquet")
     with replace_file(REPORTS / "benchmarks.parquet") as temporary:
         parquet.write_table(pa.Table.from_pylist(dropped, schema), temporary)
     return counts
