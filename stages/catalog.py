@@ -53,8 +53,12 @@ def text(row: Row, *names: str) -> str:
     return as_text(row[name], name)
 
 
+def is_null(value: Any) -> bool:
+    return value is None or value != value  # NaN is what pandas makes of null
+
+
 def as_text(value: Any, name: str) -> str:
-    if value is None or value != value:  # NaN is what pandas makes of null
+    if is_null(value):
         raise Fault("empty", f"{name} is null")
     if not isinstance(value, str):
         raise Fault("malformed", f"{name} is {type(value).__name__}, not text: {str(value)[:80]!a}")
@@ -69,24 +73,33 @@ def as_text(value: Any, name: str) -> str:
 def optional(row: Row, name: str) -> str:
     """The same, with "" for a column that is missing or null."""
     value = row.get(name)
-    return "" if value is None or value != value else as_text(value, name)
+    return "" if is_null(value) else as_text(value, name)
 
 
 def chat(value: Any, name: str, prompt: Any = None) -> list[dict[str, str]]:
     """A conversation as messages: a list of turns, or its text as JSON or Python would write it. Ends in an assistant turn.
 
-    `prompt` is the user turn of a conversation that does not repeat it.
+    `prompt` is what comes before, text or turns, where the conversation does not repeat it.
     """
-    turns = parsed(value, name) if isinstance(value, str) else value
-    if not isinstance(turns, list) or not all(isinstance(one, dict) for one in turns):
-        raise Fault("malformed", f"{name} is no list of turns: {type(value).__name__} {str(value)[:80]!a}")
-    messages = [message(one, name) for one in turns]
-    if isinstance(prompt, str) and len(messages) == 1:
-        messages = turn("user", as_text(prompt, "prompt")) + messages
+    messages = turns(value, name)
+    if len(messages) == 1 and not is_null(prompt):
+        messages = asked(prompt) + messages
     roles = [message["role"] for message in messages if message["role"] != "system"]
     if len(roles) < 2 or roles[0] != "user" or roles[-1] != "assistant":
         raise Fault("malformed", f"{name} is no conversation from a user to an assistant: {', '.join(roles[:6]) or 'no turns'}")
     return messages
+
+
+def turns(value: Any, name: str) -> list[dict[str, str]]:
+    found = parsed(value, name) if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise Fault("malformed", f"{name} is no list of turns: {type(value).__name__} {str(value)[:80]!a}")
+    return [message(one, name) for one in found]
+
+
+def asked(prompt: Any) -> list[dict[str, str]]:
+    """A prompt as messages: text is one user turn, a chat list stays as it is."""
+    return turns(prompt, "prompt") if isinstance(prompt, list) else turn("user", as_text(prompt, "prompt"))
 
 
 def parsed(value: str, name: str) -> Any:
@@ -124,9 +137,9 @@ def pair(prompt: str, chosen: str, rejected: str) -> Row:
     return {"prompt": turn("user", prompt), "chosen": turn("assistant", chosen), "rejected": turn("assistant", rejected)}
 
 
-def chat_pair(row: Row, chosen: str = "chosen", rejected: str = "rejected") -> Row:
+def chat_pair(row: Row, prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected") -> Row:
     """Two conversations that differ in their last turn alone: what they share is the prompt."""
-    good, bad = (chat(row.get(name), name, row.get("prompt")) for name in (chosen, rejected))
+    good, bad = (chat(row.get(name), name, row.get(prompt)) for name in (chosen, rejected))
     if good[:-1] != bad[:-1]:
         raise Fault("no_shared_prompt", "chosen and rejected differ before the last turn")
     return {"prompt": good[:-1], "chosen": good[-1:], "rejected": bad[-1:]}
@@ -291,7 +304,7 @@ def by_columns(key: str, role: str, columns: dict[str, str | list[str]]) -> Adap
     """
     needed, extra = COLUMNS[role]
     if role == "instructions" and set(columns) - extra == {"messages"}:
-        return Adapter(role, lambda row: conversation(row.get(columns["messages"])), "", task=columns.get("task", ""))
+        return Adapter(role, lambda row: conversation(chat(row.get(columns["messages"]), "messages")), "", task=columns.get("task", ""))
     if not needed <= set(columns) <= needed | extra:
         wanted, more = (", ".join(sorted(names)) for names in (needed, extra))
         raise Problem(f"{key}.columns names {', '.join(columns)}: {role} need {wanted}; {more} can be added")
@@ -299,19 +312,20 @@ def by_columns(key: str, role: str, columns: dict[str, str | list[str]]) -> Adap
     return Adapter(role, lambda row: convert(row, columns), "", task=columns.get("task", ""))
 
 
-def conversation(value: Any) -> Row:
-    messages = chat(value, "messages")
+def conversation(messages: list[dict[str, str]]) -> Row:
     return {"prompt": messages[:-1], "completion": messages[-1:]}
 
 
 def own_instruction(row: Row, columns: dict) -> Row:
+    if isinstance(row.get(columns["prompt"]), list):
+        return conversation(chat(turn("assistant", text(row, columns["completion"])), "completion", row[columns["prompt"]]))
     system = optional(row, columns["system"]) if "system" in columns else ""
     return instruction(text(row, columns["prompt"]), text(row, columns["completion"]), system)
 
 
 def own_pair(row: Row, columns: dict) -> Row:
     if isinstance(row.get(columns["chosen"]), list):
-        return chat_pair(row, columns["chosen"], columns["rejected"])
+        return chat_pair(row, columns["prompt"], columns["chosen"], columns["rejected"])
     return pair(*(text(row, columns[name]) for name in ("prompt", "chosen", "rejected")))
 
 

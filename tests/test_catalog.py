@@ -135,6 +135,12 @@ def test_own_data_needs_no_code(tmp_path):
     ((row,), _) = taken(tmp_path / "chat.jsonl", columns={"messages": "messages"})
     assert row["prompt"] == ASK + GOOD + ASK
     assert row["completion"] == BAD
+    (tmp_path / "turns.jsonl").write_text(json.dumps({"q": ASK + GOOD + ASK, "a": "تونس"}), encoding="utf-8")
+    assert taken(tmp_path / "turns.jsonl", columns=COLUMNS)[0] == [row | {"id": "mine:0"}]  # the same, asked as a chat list
+    for asked in (ASK, ASK[0]["content"]):  # the prompt apart, under a name of one's own
+        (tmp_path / "pairs.jsonl").write_text(json.dumps({"q": asked, "good": GOOD, "bad": BAD}), encoding="utf-8")
+        ((pair,), _) = taken(tmp_path / "pairs.jsonl", "preferences", columns={"prompt": "q", "chosen": "good", "rejected": "bad"})
+        assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (ASK, GOOD, BAD)
     exam = {"q": "س", "o": ["أ", "ب"], "a": "ب"}
     (tmp_path / "exam.jsonl").write_text(json.dumps(exam), encoding="utf-8")
     ((row,), _) = taken(tmp_path / "exam.jsonl", "benchmarks", columns={"question": "q", "choices": "o", "answer": "a"})
