@@ -118,10 +118,10 @@ def tree_memory(pid: int) -> int:
     return total
 
 
-def measured(command: list[str], folder: Path) -> tuple[float, float, str]:
-    """Seconds, peak GB and output of a command."""
+def measured(command: list[str], folder: Path) -> tuple[float, float]:
+    """Seconds and peak GB of a command."""
     start, peak, running = time.perf_counter(), 0, True
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
 
     def watch() -> None:
         nonlocal peak
@@ -131,12 +131,12 @@ def measured(command: list[str], folder: Path) -> tuple[float, float, str]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    output, _ = process.communicate()
+    process.wait()
     running = False
     watcher.join()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed")
-    return time.perf_counter() - start, peak / 1e9, output
+    return time.perf_counter() - start, peak / 1e9
 
 
 def timed(action: Callable[[], object]) -> tuple[float, object]:
@@ -158,7 +158,7 @@ def stage_whole(rows: int, tokenizer: Path) -> None:
         (folder / "models/base.json").write_text(json.dumps(manifest))
         kinds = generate(folder, rows)
         size = sum(len(text.encode()) for text in sample_texts(folder, 2000)) / 2000
-        seconds, memory, _ = measured([sys.executable, "-m", "stages.format", "instructions"], folder)
+        seconds, memory = measured([sys.executable, "-m", "stages.format", "instructions"], folder)
         report = json.loads((folder / "data/formatted/instructions/report.json").read_text())
     lost = report["dropped"]
     print(f"stage, whole    {rows:>9,} rows of {size:.0f} bytes  {seconds:7.1f} s  {rows / seconds:9,.0f} rows/s  {memory:.2f} GB")

@@ -151,28 +151,35 @@ def refuse(handler: BaseHTTPRequestHandler, status: int, code: str = "", headers
 # --- faults ---------------------------------------------------------------------------------------------------------------
 
 
-def failing(word: str, status: int, times: int = 10**6, code: str = "", **headers: str) -> Callable:
-    """Answers requests whose path holds `word` with a status, `times` times. Repeats the Authorization it was sent, as bad servers do."""
+def ordered(word: str, times: int, answer: Callable[[BaseHTTPRequestHandler], None]) -> Callable:
+    """Lets `answer` answer the requests whose path holds `word`, `times` times."""
     left = [times]
 
     def fault(handler: BaseHTTPRequestHandler, path: str) -> bool:
         if word not in path or not left[0]:
             return False
         left[0] -= 1
-        refuse(handler, status, code, {name.replace("_", "-"): value for name, value in headers.items()}, str(handler.headers).encode())
+        answer(handler)
         return True
 
     return fault
 
 
-def cutting(word: str, after: int, times: int, content: bytes) -> Callable:
-    """Promises the rest of `content` and closes the connection `after` bytes later, `times` times."""
-    left = [times]
+def failing(word: str, status: int, times: int = 10**6, code: str = "", **headers: str) -> Callable:
+    """Answers with a status. Repeats the Authorization it was sent, as bad servers do."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return ordered(word, times, lambda handler: refuse(handler, status, code, named, str(handler.headers).encode()))
 
-    def fault(handler: BaseHTTPRequestHandler, path: str) -> bool:
-        if word not in path or not left[0]:
-            return False
-        left[0] -= 1
+
+def sending(word: str, content: bytes, times: int = 10**6) -> Callable:
+    """Sends another content than the repository holds."""
+    return ordered(word, times, lambda handler: send(handler, 200, content))
+
+
+def cutting(word: str, after: int, times: int, content: bytes) -> Callable:
+    """Promises the rest of `content` and closes the connection `after` bytes later."""
+
+    def cut(handler: BaseHTTPRequestHandler) -> None:
         start = asked_from(handler)
         handler.send_response(206 if start else 200)
         handler.send_header("Content-Length", str(len(content) - start))
@@ -180,31 +187,14 @@ def cutting(word: str, after: int, times: int, content: bytes) -> Callable:
         handler.wfile.write(content[start : start + after])
         handler.wfile.flush()
         handler.close_connection = True
-        return True
 
-    return fault
-
-
-def sending(word: str, content: bytes, times: int = 10**6) -> Callable:
-    """Sends another content than the repository holds, `times` times."""
-    left = [times]
-
-    def fault(handler: BaseHTTPRequestHandler, path: str) -> bool:
-        if word not in path or not left[0]:
-            return False
-        left[0] -= 1
-        send(handler, 200, content)
-        return True
-
-    return fault
+    return ordered(word, times, cut)
 
 
 def crawling(word: str, content: bytes, step: int) -> Callable:
     """Sends a content slowly, `step` bytes at a time, until the client is gone."""
 
-    def fault(handler: BaseHTTPRequestHandler, path: str) -> bool:
-        if word not in path:
-            return False
+    def crawl(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()
@@ -216,9 +206,8 @@ def crawling(word: str, content: bytes, step: int) -> Callable:
                 break
             time.sleep(0.05)
         handler.close_connection = True
-        return True
 
-    return fault
+    return ordered(word, 10**6, crawl)
 
 
 # --- repositories in the published layouts --------------------------------------------------------------------------------
