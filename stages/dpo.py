@@ -1,80 +1,104 @@
 """The preference stage, by any method: the SFT checkpoint learns which answer is better → models/dpo.
 
-    python -m stages.dpo            `method`, from models/sft
-    python -m stages.dpo ipo        a refinement by another method, from models/dpo → models/refine-ipo
-
 The reference of every method that has one is the policy this stage starts from.
 """
 
 import random
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.files import write_json
 from stages.methods import METHODS
-from stages.params import Params, stage
+from stages.params import Params, Problem, stage
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from trl import DPOTrainer, KTOTrainer
+
+    from stages.trainers import PairTrainer, ReferenceFreeTrainer, SingleTrainer
 
 DATA = Path("data/formatted/preferences/train.parquet")
+PARENT = Path("models/sft")
+WINDOW = 50  # batches within which rows are sorted by length
 
 
-def main(refine: str = "") -> None:
-    with stage("refine" if refine else "dpo", refine) as params:
+def main() -> None:
+    with stage("dpo") as params:
         from stages import modeling, training
 
-        method = refine or params.method
-        parent, name = (Path("models/dpo"), f"refine-{refine}") if refine else (Path("models/sft"), "dpo")
-        trainer = build(params, method, parent)
-        facts = training.run(trainer, name)
-        if "ref" in getattr(trainer.model, "peft_config", {}):
-            trainer.model.delete_adapter("ref")
-        provenance = modeling.provenance(params, DATA, parent) | {"method": method}
-        modeling.save_checkpoint(trainer.model, trainer.processing_class, Path("models") / name, provenance)
-        write_json(Path(f"metrics/train_{name}.json"), facts)
+        trainer = build(params, params.method, PARENT)
+        training.run(trainer, "dpo", params, modeling.provenance(params, DATA, PARENT) | {"method": params.method})
 
 
-def build(params: Params, method: str, parent: Path) -> "DPOTrainer | KTOTrainer":
-    """The trainer of a method, its policy loaded from `parent` and its reference the same policy, frozen."""
-    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+def build(params: Params, method: str, parent: Path, beta_factor: float = 1.0) -> "PairTrainer | SingleTrainer | ReferenceFreeTrainer":
+    """The trainer of a method, its policy loaded from `parent`."""
+    from trl import DPOConfig, KTOConfig
 
     from stages import modeling, training
-    from stages.trainers import ReferenceFreeTrainer
+    from stages.trainers import PairTrainer, ReferenceFreeTrainer, SingleTrainer
 
     kind, own = METHODS[method], params.methods[method]
     weights, settings = params.chosen_model.weights, params.chosen_model.preference
     arguments = training.arguments(params, settings, params.preference, own.epochs, settings.learning_rate * own.learning_rate_factor)
-    arguments |= {"beta": own.beta, "dataloader_drop_last": True}
+    arguments |= {
+        "beta": own.beta * beta_factor,
+        "precompute_ref_log_probs": True,  # by reference.py
+        "dataloader_drop_last": True,
+        "train_sampling_strategy": "sequential",
+    }
     model = modeling.load_checkpoint(weights, parent, trainable=True)
     common = {"model": model, "processing_class": modeling.load_tokenizer(params.prompt)}
-    if kind.trainer != "cpo" and not hasattr(model, "peft_config"):
-        # Of an adapter TRL keeps a frozen copy, named ref; a whole model needs a second one.
-        common["ref_model"] = modeling.load_checkpoint(weights, parent)
-    rows = training.load_rows(DATA, ["prompt", "chosen", "rejected"])
-    if kind.trainer == "kto":
-        balance = {"desirable_weight": own.desirable_weight, "undesirable_weight": own.undesirable_weight}
-        return KTOTrainer(args=KTOConfig(**arguments, **balance), train_dataset=unpaired(rows, params.seed), **common)
-    if kind.trainer == "cpo":
-        config = DPOConfig(**arguments, loss_type=["sigmoid", "sft"], loss_weights=[1.0, own.sft_weight], precompute_ref_log_probs=True)
-        return ReferenceFreeTrainer(args=config, train_dataset=rows, **common)
-    return DPOTrainer(args=DPOConfig(**arguments, loss_type=[kind.loss]), train_dataset=rows, **common)
+    pairs = training.load_rows(DATA, ["prompt", "chosen", "rejected", "tokens"])
+    rows = by_length(pairs if kind.paired else unpaired(pairs), settings.batch_size, params.seed)
+    with modeling.trained_in_fp32(model):
+        if kind.trainer == "kto":
+            balance = {"desirable_weight": own.desirable_weight, "undesirable_weight": own.undesirable_weight}
+            trainer = SingleTrainer(args=KTOConfig(**arguments, **balance), train_dataset=rows, **common)
+        elif kind.has_reference:
+            losses = {"loss_type": [kind.loss]}
+            if own.sft_weight is not None:
+                losses = {"loss_type": [kind.loss, "sft"], "loss_weights": [1.0, own.sft_weight]}
+            config = DPOConfig(**arguments, **losses, label_smoothing=own.label_smoothing or 0.0)
+            trainer = PairTrainer(args=config, train_dataset=rows, **common)
+        else:
+            extra = {"loss": kind.loss, "sft_weight": own.sft_weight, "simpo_gamma": own.simpo_gamma}
+            trainer = ReferenceFreeTrainer(args=DPOConfig(**arguments), train_dataset=rows, **common, **extra)
+    if kind.has_reference:
+        trainer.add_reference(modeling.policy_identity(weights, parent))
+    return trainer
 
 
-def unpaired(pairs: "Dataset", seed: int) -> "Dataset":
-    """Each pair as a good and a bad answer, shuffled: unshuffled, no batch would hold both labels and KTO would not learn."""
+def unpaired(pairs: "Dataset") -> "Dataset":
+    """Each pair as a good and a bad answer to its prompt."""
     from datasets import Dataset
 
     rows = [
-        {"prompt": row["prompt"], "completion": row[answer], "label": answer == "chosen"}
+        {"prompt": row["prompt"], "completion": row[answer], "label": answer == "chosen", "tokens": row["tokens"]}
         for row in pairs
         for answer in ("chosen", "rejected")
     ]
-    random.Random(seed).shuffle(rows)
     return Dataset.from_list(rows)
 
 
+def by_length(rows: "Dataset", batch_size: int, seed: int) -> "Dataset":
+    """Shuffle rows into batches of similar length (little padding), the batch of the longest first: it shows at once whether
+    memory is enough.
+
+    Shuffled, so that a KTO step holds both labels, which TRL's own unpairing leaves in blocks; in this order, because KTO's
+    mismatched pairs are made of neighbours.
+    """
+    rng, lengths = random.Random(seed), rows["tokens"]
+    order = list(range(len(rows)))
+    rng.shuffle(order)
+    size = batch_size * WINDOW
+    windows = [sorted(order[start : start + size], key=lambda i: -lengths[i]) for start in range(0, len(order), size)]
+    batches = [window[start : start + batch_size] for window in windows for start in range(0, len(window), batch_size)]
+    full = [batch for batch in batches if len(batch) == batch_size]
+    if not full:
+        raise Problem(f"data.preferences gives {len(rows)} rows to train on, fewer than one batch of {batch_size}: add rows")
+    rng.shuffle(full)
+    longest = max(range(len(full)), key=lambda place: max(lengths[i] for i in full[place]))
+    full.insert(0, full.pop(longest))
+    return rows.select([i for batch in full for i in batch])
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

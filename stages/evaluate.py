@@ -140,14 +140,8 @@ def health(answers: list) -> dict:
     return {
         "stop_rate": average(answer.stopped for answer in answers),
         "arabic_share": average(arabic.arabic_share(answer.text) for answer in answers),
-        "repetition": average(repeated(answer.tokens) for answer in answers),
+        "repetition": average(answer.repetition for answer in answers),
     }
-
-
-def repeated(tokens: tuple[int, ...], n: int = 4) -> float:
-    """Share of an answer's n-grams that it has said before."""
-    grams = [tokens[i : i + n] for i in range(len(tokens) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main(role: str) -> None:
         for name, (source, wanted) in params.mixture(role).items():
             read = builtin if source.builtin else published
             rows, sources[name] = read(role, name, source, wanted)
-            taken, faults, example = write(folder / f"{name}.parquet", SCHEMAS[role], name, rows)
+            taken, faults, example = write(folder / f"{name}.parquet", SCHEMAS[ROLES[role]], name, rows)
             if faults.total() == taken:
                 raise Problem(f"data.{role}.{name}: none of {taken:,} rows can be read as {role}: {example or 'the source is empty'}")
             sources[name] |= {"published": sources[name].get("published", taken), "taken": taken}
@@ -44,13 +44,12 @@ def main(role: str) -> None:
 def builtin(role: str, name: str, source: Source, wanted: Rows) -> tuple[Iterator[Row], dict]:
     if wanted.rows == "all" or wanted.rows_per_task:
         raise Problem(f"data.{role}.{name}: the built-in data has no end and no tasks, give a number of rows")
-    maker = {"instructions": skills.instructions, "preferences": skills.preferences, "benchmarks": skills.benchmark}[role]
-    return maker(wanted.rows), {"builtin": source.builtin}
+    return skills.MAKERS[role](wanted.rows), {"builtin": source.builtin}
 
 
 def published(role: str, name: str, source: Source, wanted: Rows) -> tuple[Iterator[Row], dict]:
     """Rows of a dataset on a hub or in files, and what it is."""
-    key = f"data.{role}.{name}" if isinstance(source, Own) else f"datasets.{role}.{name}"
+    key = f"data.{role}.{name}" if isinstance(source, Own) else f"datasets.{ROLES[role]}.{name}"
     adapter = adapter_of(key, role, source)
     root, names, facts = located(key, source, adapter)
     tasks = [task for path in names for task in read_tasks(root / path, adapter.task)]
@@ -62,8 +61,8 @@ def published(role: str, name: str, source: Source, wanted: Rows) -> tuple[Itera
 
 def adapter_of(key: str, role: str, source: Source) -> Adapter:
     if source.columns:
-        return by_columns(key, role, source.columns)
-    known = [name for name, adapter in ADAPTERS.items() if adapter.role == role]
+        return by_columns(key, ROLES[role], source.columns)
+    known = [name for name, adapter in ADAPTERS.items() if adapter.role == ROLES[role]]
     if source.adapter not in known:
         raise Problem(f"{key}.adapter is {source.adapter!r}: for {role} it must be one of {', '.join(known)}")
     return ADAPTERS[source.adapter]

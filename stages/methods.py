@@ -1,4 +1,8 @@
-"""The table of preference methods. To add one, add an entry here and its hyperparameters under `methods` in params.yaml."""
+"""The table of preference methods. To add one, add an entry here and its hyperparameters under `methods` in params.yaml.
+
+In the equations p is the policy and q its reference, c the chosen and r the rejected answer, h(y) = log p(y)/q(y), σ the
+logistic function, mean(·) an average over the tokens of an answer, NLL(y) = −mean(log p(y)).
+"""
 
 from dataclasses import dataclass
 
@@ -7,38 +11,111 @@ from dataclasses import dataclass
 class Method:
     """One way to learn from preferences.
 
-    `trainer` is "dpo", "kto" or "cpo"; `loss` is the trainer's loss_type. `hyperparameters` are those it takes beside beta,
-    learning_rate_factor and epochs. `min_batch_size` is the fewest rows at a time (per device, before accumulation) for
-    which its loss is what its name says.
+    `trainer` is "dpo" (pairs and a reference), "kto" (single answers and a reference), "reference_free" (pairs alone) or "sft"
+    (continued training on answers: no preference method, a refinement). `loss` is what the trainer calls it.
+    `hyperparameters` are those it takes beside learning_rate_factor and epochs: name → the value in params.yaml and its source.
+    `start` is the loss of a policy that still equals its reference, where that does not depend on the data, as a formula of the
+    hyperparameters. `min_batch_size` is the fewest rows at a time (per device, before accumulation) for which the loss is what
+    its name says.
     """
 
     name: str
     paper: str
+    equation: str
     trainer: str
     loss: str
-    hyperparameters: tuple[str, ...] = ()
+    hyperparameters: dict[str, str]
+    start: str = ""
     min_batch_size: int = 1
+
+    @property
+    def has_reference(self) -> bool:
+        return self.trainer in ("dpo", "kto")
+
+    @property
+    def paired(self) -> bool:
+        return self.trainer in ("dpo", "reference_free")
 
 
 METHODS = {
-    # −log σ(β[log-ratio(chosen) − log-ratio(rejected)]), ln 2 at the start
-    "dpo": Method("Direct Preference Optimization", "arXiv 2305.18290, eq. 7", "dpo", "sigmoid"),
-    # ([per-token log-ratio(chosen) − per-token log-ratio(rejected)] − 1/2β)², 1/4β² at the start
-    "ipo": Method("Identity Preference Optimization", "arXiv 2310.12036, eq. 17", "dpo", "ipo"),
-    # Single answers, each good or bad: 1 − σ(±(β log-ratio − KL)), 1/2 at the start. KL is estimated from mismatched rows
-    # of the same batch.
+    "dpo": Method(
+        "Direct Preference Optimization", "arXiv 2305.18290, eq. 7", "−log σ(β[h(c) − h(r)])",
+        "dpo", "sigmoid", {"beta": "0.1 (paper, appendix B)"}, "log(2)",
+    ),
+    "ipo": Method(
+        "Identity Preference Optimization", "arXiv 2310.12036, eq. 17", "(mean h(c) − mean h(r) − 1/2β)²",
+        "dpo", "ipo", {"beta": "0.1 (paper's τ)"}, "1 / (4 * beta**2)",
+    ),
+    # KL(p‖q) is estimated from prompts with the answers of their neighbours in the batch, hence at least two rows.
     "kto": Method(
-        "Kahneman-Tversky Optimization", "arXiv 2402.01306, eq. 8", "kto", "kto",
-        hyperparameters=("desirable_weight", "undesirable_weight"), min_batch_size=2,
+        "Kahneman-Tversky Optimization", "arXiv 2402.01306, eq. 8", "w(1 − σ(±[β h(y) − KL]))",
+        "kto", "kto",
+        {"beta": "0.1 (paper, section 4.3)", "desirable_weight": "1 (paper, for as many good as bad)", "undesirable_weight": "1"},
+        "0.5", min_batch_size=2,
     ),
-    # −log σ(β[log p(chosen) − log p(rejected)]) + sft_weight · NLL(chosen): DPO without a reference
     "cpo": Method(
-        "Contrastive Preference Optimization", "arXiv 2401.08417, eq. 3–5", "cpo", "sigmoid", hyperparameters=("sft_weight",)
+        "Contrastive Preference Optimization", "arXiv 2401.08417, eq. 3–5", "−log σ(β[log p(c) − log p(r)]) + w·NLL(c)",
+        "reference_free", "cpo", {"beta": "0.1 (paper)", "sft_weight": "1 (paper)"},
     ),
-    # DPO's loss on sorted margins: the margin DISTRIBUTION is pushed up, not each pair. No method called "Distributional
-    # Preference Optimization" is published under that name; alignment by optimal transport (AOT) is what we mean by it.
-    # With one pair there is nothing to sort and it would be exactly DPO, so it demands a real batch.
+    "simpo": Method(
+        "Simple Preference Optimization", "arXiv 2405.14734, eq. 6", "−log σ(β[mean log p(c) − mean log p(r)] − γ)",
+        "reference_free", "simpo", {"beta": "2 (paper)", "simpo_gamma": "0.5 (trl)"},
+    ),
+    # Its NLL is over the whole chosen text, prompt included, as in the authors' code.
+    "orpo": Method(
+        "Odds Ratio Preference Optimization", "arXiv 2403.07691, eq. 6–7",
+        "NLL(prompt, c) − β log σ(log odds(c) − log odds(r)), odds of exp(mean log p)",
+        "reference_free", "orpo", {"beta": "0.1 (paper's λ)"},
+    ),
+    # Nothing called "Distributional Preference Optimization" is published under that name; alignment by optimal transport (AOT)
+    # is what we mean by it: the DISTRIBUTION of the chosen answers' rewards is pushed above that of the rejected, by sorting
+    # both within a batch. With one pair there is nothing to sort and it would be exactly DPO.
     "dno": Method(
-        "Distributional preference alignment by optimal transport", "arXiv 2406.05882, alg. 1", "dpo", "aot", min_batch_size=4
+        "Distributional preference alignment by optimal transport", "arXiv 2406.05882, alg. 1",
+        "−log σ(β[h(c)₍ᵢ₎ − h(r)₍ᵢ₎]), both sorted within the batch",
+        "dpo", "aot_unpaired", {"beta": "0.1 (as dpo)"}, "log(2)", min_batch_size=4,
     ),
+    "robust": Method(
+        "Provably robust DPO", "arXiv 2403.00409", "[(1−ε)·dpo(c, r) − ε·dpo(r, c)] / (1−2ε)",
+        "dpo", "robust", {"beta": "0.1 (as dpo)", "label_smoothing": "0.1 (paper's ε: the share of flipped pairs)"}, "log(2)",
+    ),
+    "hinge": Method(
+        "Hinge loss of SLiC on DPO's margin", "arXiv 2309.06657 (RSO)", "max(0, 1 − β[h(c) − h(r)])",
+        "dpo", "hinge", {"beta": "0.1 (as dpo)"}, "1",
+    ),
+    "exo": Method(
+        "Efficient Exact Optimization", "arXiv 2402.00856, eq. 16", "KL(σ(±β[h(c) − h(r)]) ‖ (1−ε, ε))",
+        "dpo", "exo_pair", {"beta": "0.1 (as dpo)", "label_smoothing": "0.001 (paper)"},
+        "-log(2) - (log(1 - label_smoothing) + log(label_smoothing)) / 2",
+    ),
+    "nca": Method(
+        "Noise Contrastive Alignment", "arXiv 2402.05369", "−log σ(β h(c)) − ½ log σ(−β h(c)) − ½ log σ(−β h(r))",
+        "dpo", "nca_pair", {"beta": "0.1 (as dpo)"}, "2 * log(2)",
+    ),
+    # trl's pairwise form, without the running reward shift δ of the paper.
+    "bco": Method(
+        "Binary Classifier Optimization", "arXiv 2404.04656", "−log σ(β h(c)) − log σ(−β h(r))",
+        "dpo", "bco_pair", {"beta": "0.1 (as dpo)"}, "2 * log(2)",
+    ),
+    "sppo": Method(
+        "Self-Play Preference Optimization, hard labels", "arXiv 2405.00675, eq. 4.7", "(h(c) − 1/2β)² + (h(r) + 1/2β)²",
+        "dpo", "sppo_hard", {"beta": "0.1 (as dpo)"}, "1 / (2 * beta**2)",
+    ),
+    "apo_zero": Method(
+        "Anchored Preference Optimization, zero", "arXiv 2408.06266, eq. 7", "1 − σ(β h(c)) + σ(β h(r))",
+        "dpo", "apo_zero", {"beta": "0.1 (paper)"}, "1",
+    ),
+    "apo_down": Method(
+        "Anchored Preference Optimization, down", "arXiv 2408.06266, eq. 8", "σ(β h(c)) + 1 − σ(β[h(c) − h(r)])",
+        "dpo", "apo_down", {"beta": "0.1 (paper)"}, "1",
+    ),
+    "rpo": Method(
+        "DPO with an SFT term (iterative RPO)", "arXiv 2404.19733, eq. 1", "dpo + w·NLL(c)",
+        "dpo", "sigmoid", {"beta": "0.1 (paper)", "sft_weight": "1 (paper's α)"},
+    ),
+    "dpo_norm": Method(
+        "Length-normalised DPO", "arXiv 2411.15124 (Tulu 3)", "−log σ(β[mean h(c) − mean h(r)])",
+        "dpo", "sigmoid_norm", {"beta": "5 (paper)"}, "log(2)",
+    ),
+    "continued": Method("Continued training on data.continued", "", "NLL(y)", "sft", "nll", {}),
 }  # fmt: skip

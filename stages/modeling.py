@@ -4,12 +4,17 @@ A checkpoint folder (models/sft, models/dpo, …) holds a LoRA adapter, or a who
 """
 
 import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.utils import is_flash_attn_2_available
 
 from stages import hub
 from stages.files import read_json, replace_folder, write_json
@@ -28,19 +33,21 @@ def load_tokenizer(prompt: Prompt) -> PreTrainedTokenizerBase:
 
 
 def load_base(weights: Weights, folder: Path | None = None) -> PreTrainedModel:
-    """A causal model on the GPU, or on the CPU where there is none. `folder` is another model of the same kind."""
+    """A causal model on this process's GPU, or on the CPU where there is none. `folder` is another model of the same kind."""
+    dtype = compute_dtype(weights)
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, weights.dtype),
+        bnb_4bit_compute_dtype=dtype,
     )
     model = AutoModelForCausalLM.from_pretrained(
         folder or hub.base_folder(),
-        dtype=getattr(torch, weights.dtype),
+        dtype=dtype,
         quantization_config=nf4 if weights.quantization == "nf4" else None,
-        device_map={"": 0} if torch.cuda.is_available() else None,
-        attn_implementation="sdpa",
+        device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if torch.cuda.is_available() else None,
+        # Both keep the documents of a pack apart; sdpa by a mask, FlashAttention by never computing what the mask would hide.
+        attn_implementation="flash_attention_2" if is_flash_attn_2_available() and dtype != torch.float32 else "sdpa",
         use_safetensors=True,
     )
     for module in model.modules():
@@ -50,32 +57,69 @@ def load_base(weights: Weights, folder: Path | None = None) -> PreTrainedModel:
     return model
 
 
+def compute_dtype(weights: Weights) -> torch.dtype:
+    """The dtype that params.yaml asks for, or float16 where the GPU is too old for bfloat16 (before Ampere)."""
+    wanted = getattr(torch, weights.dtype)
+    if wanted == torch.bfloat16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return wanted
+
+
+@contextmanager
+def trained_in_fp32(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Around the making of a trainer: what is trained is float32 afterwards, and unchanged.
+
+    TRL casts adapters on a 4-bit base to bfloat16, whose rounding swallows small updates (at a rate of 5e-7, 99 % of them).
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    kept = {name: parameter.data.clone() for name, parameter in trained.items()} if getattr(model, "is_loaded_in_4bit", False) else {}
+    yield
+    for name, parameter in trained.items():
+        parameter.data = kept.get(name, parameter.data).float()
+
+
 def load_checkpoint(weights: Weights, folder: Path | None, trainable: bool = False) -> PreTrainedModel | PeftModel:
     """The base model (`folder` None), or what a stage trained on it.
 
-    Raises Problem for an adapter that was trained on another base than models/base.json names.
+    Raises Problem for one that was trained on another base than models/base.json names, or on other checkpoints than those
+    that stand in models/ now.
     """
     if folder is None:
         return load_base(weights)
-    ours, current = read_json(folder / "provenance.json")["base"], base_identity()
-    if ours != current:
-        trained, named = (f"{base['model']} ({base['manifest_sha256'][:8]})" for base in (ours, current))
-        raise Problem(f"{folder} was trained on {trained}, but models/base.json names {named}: run `dvc repro`")
+    check_origin(folder, weights)
     if not (folder / "adapter_config.json").exists():
         return load_base(weights, folder)
     return PeftModel.from_pretrained(load_base(weights), folder, is_trainable=trainable)
 
 
-def save_checkpoint(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, provenance: dict) -> None:
+def check_origin(folder: Path, weights: Weights) -> None:
+    """Raise Problem where a checkpoint's base, or a checkpoint before it, is not the one it was trained on."""
+    provenance = read_json(folder / "provenance.json")
+    ours, current = provenance["base"], base_identity(weights)
+    if ours != current:
+        trained, named = (f"{base['model']} ({base['manifest_sha256'][:8]}, {base['quantization']})" for base in (ours, current))
+        raise Problem(f"{folder} was trained on {trained}, but this base is {named}: run `dvc repro`")
+    for link in provenance["chain"]:
+        before = Path(link["checkpoint"])
+        if before.exists() and (found := weights_sha256(before)) != link["weights_sha256"]:
+            trained = link["weights_sha256"][:8]
+            raise Problem(f"{folder} was trained on {before} ({trained}), but {before} is another one ({found[:8]}): run `dvc repro`")
+
+
+def save_checkpoint(trainer: Trainer, folder: Path, provenance: dict) -> None:
     """Write weights, tokenizer and provenance.json, whole or not at all. No paths of this machine, no pickles."""
-    base = read_json(hub.MANIFEST)
+    # Sharded weights are gathered by all processes; one of them writes.
+    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    if not trainer.is_world_process_zero():
+        return
+    model, tokenizer, base = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class, read_json(hub.MANIFEST)
     if isinstance(model, PeftModel):
         config = model.peft_config["default"]
         config.base_model_name_or_path = base.get("repo") or base["path"]  # not the path on this machine
         config.target_modules = sorted(config.target_modules)  # a set: its order would change from run to run
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     with replace_folder(folder) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=state)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         tokenizer.save_pretrained(temporary)
         write_json(temporary / "provenance.json", provenance)
@@ -86,10 +130,10 @@ def provenance(params: Params, data: Path, parent: Path | None) -> dict:
     template = repr(TEMPLATES[params.prompt.template])
     chain = []
     if parent:
-        link = {"checkpoint": parent.as_posix(), "weights_sha256": hub.sha256(weights_file(parent))}
+        link = {"checkpoint": parent.as_posix(), "weights_sha256": weights_sha256(parent)}
         chain = [*read_json(parent / "provenance.json")["chain"], link]
     return {
-        "base": base_identity(),
+        "base": base_identity(params.chosen_model.weights),
         "data_sha256": hub.sha256(data),
         "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
         "chain": chain,
@@ -98,12 +142,20 @@ def provenance(params: Params, data: Path, parent: Path | None) -> dict:
     }
 
 
-def weights_file(folder: Path) -> Path:
-    """The adapter's weights, or the first file of a whole model's."""
-    return next(iter(sorted(folder.glob("*.safetensors"))))
+def weights_sha256(folder: Path) -> str:
+    """Of an adapter's weights, or over all the files of a whole model's."""
+    hashes = [hub.sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def base_identity() -> dict:
-    """Which base model models/base.json names: its name, its commit on a hub, and a hash over every file's hash."""
+def base_identity(weights: Weights) -> dict:
+    """Which base model: its name, its commit on a hub, a hash over every file's hash, and how it is held in memory."""
     base = read_json(hub.MANIFEST)
-    return {"model": base["model"], "commit": base.get("commit"), "manifest_sha256": hub.sha256(hub.MANIFEST)}
+    facts = {"model": base["model"], "commit": base.get("commit"), "manifest_sha256": hub.sha256(hub.MANIFEST)}
+    return facts | {"quantization": weights.quantization}
+
+
+def policy_identity(weights: Weights, folder: Path) -> str:
+    """All that determines what a checkpoint answers to given tokens."""
+    facts = [base_identity(weights), weights.dtype, weights_sha256(folder), read_json(folder / "provenance.json")["chain"]]
+    return json.dumps(facts)

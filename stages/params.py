@@ -37,7 +37,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[\w-]+$")]  # of a dataset: also of its file, and of a key that -S can write
 Amount = Annotated[Any, AfterValidator(lambda value: _amount(value))]
-ROLES = ("instructions", "preferences", "benchmarks")
+# What a dataset is for → the layout of its rows: continued training takes rows like those of sft.
+ROLES = {"instructions": "instructions", "preferences": "preferences", "continued": "instructions", "benchmarks": "benchmarks"}
 
 
 class Problem(Exception):
@@ -100,6 +101,7 @@ Mixture = dict[Name, Wanted]
 class Data(Section):
     instructions: Mixture
     preferences: Mixture
+    continued: Mixture
     benchmarks: Mixture
 
 
@@ -143,6 +145,19 @@ class Sft(Schedule):
     packing: bool
 
 
+class Refinement(Section):
+    """How a pass after models/dpo differs from the stage that it repeats."""
+
+    beta_factor: Positive
+
+
+class Common(Section):
+    """What every training stage shares."""
+
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+    compile: bool
+
+
 class Evaluate(Section):
     split: Literal["test", "validation"]
     batch_size: Count
@@ -154,6 +169,8 @@ class Lora(Section):
     alpha: Count
     dropout: Share
     targets: Literal["all-linear"] | list[str]
+    rslora: bool
+    dora: bool
 
 
 class Training(Section):
@@ -200,14 +217,16 @@ class Model(Section):
 
 
 class Method(Section):
-    """Hyperparameters of a preference method; which of the optional ones it takes is in methods.METHODS."""
+    """Hyperparameters of a method; which of the optional ones it takes is in methods.METHODS."""
 
-    beta: Positive
     learning_rate_factor: Positive
     epochs: Positive
+    beta: Positive | None = None
     sft_weight: Annotated[float, Field(ge=0)] | None = None
     desirable_weight: Positive | None = None
     undesirable_weight: Positive | None = None
+    label_smoothing: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    simpo_gamma: Annotated[float, Field(ge=0)] | None = None
 
 
 class Nano(Section):
@@ -230,13 +249,16 @@ class Params(Section):
     model: str
     method: str
     refine: list[str]
+    launch: Annotated[str, Field(pattern=r"\S")]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     data: Data
     text: Text
     prompt: Prompt
     format: Format
+    training: Common
     sft: Sft
     preference: Schedule
+    refinement: Refinement
     evaluate: Evaluate
     models: dict[str, Model]
     methods: dict[str, Method]
@@ -250,9 +272,13 @@ class Params(Section):
         for name in self.refine:
             _known("refine", name, self.methods)
         for role in ROLES:
+            if role != "benchmarks" and not getattr(self.data, role):
+                raise ValueError(f"data.{role} is empty: name a dataset, for example skills: 1000")
             for name, wanted in getattr(self.data, role).items():
                 if not isinstance(wanted, Own):
-                    _known(f"data.{role}", name, getattr(self.datasets, role))
+                    _known(f"data.{role}", name, getattr(self.datasets, ROLES[role]))
+        if METHODS.get(self.method) and METHODS[self.method].trainer == "sft":
+            raise ValueError(f"method is {self.method!r}, which learns from no preferences: write refine: [{self.method}]")
         if len(set(self.refine)) < len(self.refine):
             raise ValueError(f"refine is {self.refine}: each pass can stand in it once")
         return self
@@ -262,7 +288,8 @@ class Params(Section):
         for name, given in self.methods.items():
             _known("methods", name, METHODS)
             method = METHODS[name]
-            extra = {key for key in ("sft_weight", "desirable_weight", "undesirable_weight") if getattr(given, key) is not None}
+            optional = [key for key, field in Method.model_fields.items() if not field.is_required()]
+            extra = {key for key in optional if getattr(given, key) is not None}
             for key in sorted(extra ^ set(method.hyperparameters)):
                 raise ValueError(f"methods.{name}.{key} is {'not used by' if key in extra else 'required by'} {name}")
         for name in {self.method, *self.refine}:
@@ -278,7 +305,7 @@ class Params(Section):
 
     def mixture(self, role: str) -> dict[str, tuple[Source, Rows]]:
         """The datasets of a role, in order: where each comes from and how much of it is taken."""
-        wanted, known = getattr(self.data, role), getattr(self.datasets, role)
+        wanted, known = getattr(self.data, role), getattr(self.datasets, ROLES[role])
         return {name: (own if isinstance(own, Own) else known[name], own) for name, own in wanted.items()}
 
 
@@ -339,7 +366,9 @@ def declaration(name: str) -> dict:
 
 def declared_keys(name: str, params: Params, item: str = "") -> list[str]:
     """The params that dvc.yaml declares for a stage, with ${…} filled in."""
-    values = {"model": params.model, "method": params.method, "item": item}
+    each = _yaml(Path("dvc.yaml"))["stages"][name].get("foreach", [])
+    value = each[item] if isinstance(each, dict) else item
+    values = {"model": params.model, "method": params.method, "key": item, "item": value}
     return [re.sub(r"\$\{(\w+)\}", lambda m: values[m[1]], key) for key in declaration(name).get("params", [])]
 
 

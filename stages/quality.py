@@ -17,7 +17,7 @@ from stages.prompts import SPECIAL, TEMPLATES
 from stages.shingles import hash_words
 
 LONGEST_TOKEN = 256  # characters, more than any token of Qwen's vocabulary has
-ANSWERS = {"instructions": ("completion",), "preferences": ("chosen", "rejected")}
+ANSWERS = {"instructions": ("completion",), "preferences": ("chosen", "rejected"), "continued": ("completion",)}
 
 
 @dataclass(frozen=True)

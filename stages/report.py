@@ -14,7 +14,7 @@ from stages.files import read_json, replace_file, write_json
 from stages.params import stage
 
 FORMATTED, RAW, REPORTS = Path("data/formatted"), Path("data/raw"), Path("data/reports")
-ROLES = ("instructions", "preferences")
+ROLES = ("instructions", "preferences", "continued")
 EXAMPLES = 3  # of each reason
 
 

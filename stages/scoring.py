@@ -16,6 +16,12 @@ class Answer:
     tokens: tuple[int, ...]
     stopped: bool
 
+    @property
+    def repetition(self) -> float:
+        """Share of its 4-grams of tokens that it has said before."""
+        grams = [self.tokens[i : i + 4] for i in range(len(self.tokens) - 3)]
+        return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
 
 @dataclass(frozen=True)
 class Score:

@@ -6,10 +6,11 @@ Only the answers are trained (and the stop token that ends each): prompt and com
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.files import write_json
 from stages.params import Lora, Params, stage
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
     from trl import SFTTrainer
 
 DATA = Path("data/formatted/instructions/train.parquet")
@@ -19,36 +20,49 @@ def main() -> None:
     with stage("sft") as params:
         from stages import modeling, training
 
-        trainer = build(params)
-        facts = training.run(trainer, "sft")
-        provenance = modeling.provenance(params, DATA, parent=None)
-        modeling.save_checkpoint(trainer.model, trainer.processing_class, Path("models/sft"), provenance)
-        write_json(Path("metrics/train_sft.json"), facts)
+        model = start(params)
+        trainer = build(params, model, DATA, params.sft.epochs, params.chosen_model.sft.learning_rate)
+        training.run(trainer, "sft", params, modeling.provenance(params, DATA, parent=None))
 
 
-def build(params: Params) -> "SFTTrainer":
-    """The trainer: a fresh adapter on the base model (or the whole model, where `lora` is null) and the formatted rows."""
+def start(params: Params) -> "PreTrainedModel | PeftModel":
+    """The base model with a fresh adapter on it, or as it is where `lora` is null."""
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
-    from trl import SFTConfig, SFTTrainer
 
-    from stages import modeling, training
+    from stages import modeling
 
-    own = params.chosen_model.sft
-    tokenizer = modeling.load_tokenizer(params.prompt)
     model = modeling.load_base(params.chosen_model.weights)
-    set_seed(params.seed)  # before the adapter is made: its weights are random
-    if own.lora:
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **adapter(own.lora)))
-    arguments = training.arguments(params, own, params.sft, params.sft.epochs, own.learning_rate)
-    config = SFTConfig(**arguments, packing=params.sft.packing, eos_token=tokenizer.eos_token, completion_only_loss=True)
-    rows = training.load_rows(DATA, ["prompt", "completion"])
-    return SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
+    set_seed(params.seed)  # an adapter's first weights are random
+    lora = params.chosen_model.sft.lora
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **adapter(lora))) if lora else model
 
 
 def adapter(lora: Lora) -> dict:
     """Our names of a LoRA adapter's settings → PEFT's."""
-    return {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": lora.targets}
+    names = {
+        "r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules", "rslora": "use_rslora", "dora": "use_dora",
+    }  # fmt: skip
+    return {theirs: getattr(lora, ours) for ours, theirs in names.items()}
+
+
+def build(params: Params, model: "PreTrainedModel | PeftModel", data: Path, epochs: float, learning_rate: float) -> "SFTTrainer":
+    """The trainer of a model on formatted rows. Packed documents do not see each other; unpacked ones are batched by length."""
+    from trl import SFTConfig, SFTTrainer
+
+    from stages import modeling, training
+
+    tokenizer = modeling.load_tokenizer(params.prompt)
+    config = SFTConfig(
+        **training.arguments(params, params.chosen_model.sft, params.sft, epochs, learning_rate),
+        packing=params.sft.packing,
+        train_sampling_strategy="random" if params.sft.packing else "group_by_length",
+        eos_token=tokenizer.eos_token,
+        completion_only_loss=True,
+    )
+    rows = training.load_rows(data, ["prompt", "completion"])
+    with modeling.trained_in_fp32(model):
+        return SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
 
 
 if __name__ == "__main__":

@@ -295,9 +295,9 @@ def _splits(rows: int, every: int) -> Iterator[str]:
     return ("validation" if i % every == every - 1 else "train" for i in range(rows))
 
 
-def instructions(rows: int) -> Iterator[dict]:
+def instructions(rows: int, seed: int = SEED) -> Iterator[dict]:
     """Questions with one good answer, some of them full sentences."""
-    rng = random.Random(SEED)
+    rng = random.Random(seed)
     for i, split in enumerate(_splits(rows, every=11)):
         item = draw_mixed(split, rng)
         answer = sentence(item.answer) if rng.random() < SENTENCE_SHARE else item.answer
@@ -329,6 +329,14 @@ def benchmark(rows: int) -> Iterator[dict]:
                 rng.shuffle(choices)
                 yield {"question": item.question(rng), "context": "", "choices": choices, "answer": choices.index(item.answer),
                        "subject": family, "id": item.key, "split": split}  # fmt: skip
+
+
+def continued(rows: int) -> Iterator[dict]:
+    """More questions of the same kinds as `instructions`, drawn anew."""
+    return instructions(rows, SEED + 4)
+
+
+MAKERS = {"instructions": instructions, "preferences": preferences, "continued": continued, "benchmarks": benchmark}
 
 
 def corpus(documents: int, stop: str, chat: Callable[[str, str], str]) -> Iterator[str]:

@@ -1,18 +1,99 @@
-"""Trainers that TRL does not have."""
+"""TRL's preference trainers with a reference that is looked up, and the trainer that TRL lacks."""
 
-import numpy as np
+import torch
+import torch.nn.functional as F
 from datasets import Dataset
-from trl import DPOTrainer
+from trl import DPOTrainer, KTOTrainer
+
+from stages import reference
 
 
-class ReferenceFreeTrainer(DPOTrainer):
-    """DPO's loss with a reference that finds every answer equally likely: CPO (arXiv 2401.08417), with loss_type
-    ["sigmoid", "sft"] and precompute_ref_log_probs=True.
+class PairTrainer(DPOTrainer):
+    """DPOTrainer for a policy that is its own reference before its first step: no second model or adapter stays in memory.
 
-    trl.experimental's CPOTrainer has the same loss but builds the whole logits, which 7B at 2,048 tokens cannot afford in
-    12 GB; DPOTrainer computes log-probabilities in chunks.
+    Wants precompute_ref_log_probs=True, and `add_reference` before it trains.
     """
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        zeros = np.zeros(len(dataset), dtype=np.float32)
-        return dataset.add_column("ref_chosen_logps", zeros).add_column("ref_rejected_logps", zeros)
+        drop_copy(self.model)
+        return dataset  # not yet: TRL has changed the precision of the adapter
+
+    def add_reference(self, policy: str) -> None:
+        """`policy` identifies the weights of the model, which nothing has trained yet."""
+        pairs = {"ref_chosen_logps": ("prompt_ids", "chosen_ids"), "ref_rejected_logps": ("prompt_ids", "rejected_ids")}
+        self.train_dataset = reference.add_columns(self.train_dataset, pairs, self, policy)
+
+
+class SingleTrainer(KTOTrainer):
+    """The same of KTOTrainer, whose KL estimate has a reference too: each prompt with the answer of its neighbour."""
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        drop_copy(self.model)
+        return dataset
+
+    def add_reference(self, policy: str) -> None:
+        for name, answers in (("ref_logps", "completion_ids"), ("ref_KL_logps", "KL_completion_ids")):
+            self.train_dataset = reference.add_columns(self.train_dataset, {name: ("prompt_ids", answers)}, self, policy)
+
+
+class ReferenceFreeTrainer(DPOTrainer):
+    """CPO, SimPO and ORPO. The losses are those of trl.experimental, which builds the whole logits (7B at 2,048 tokens cannot
+    afford that in 12 GB); here log-probabilities come in chunks, from DPOTrainer's fused LM head.
+
+    Wants precompute_ref_log_probs=True, so that no reference is made.
+    """
+
+    def __init__(self, *args, loss: str, sft_weight: float | None, simpo_gamma: float | None, **kwargs):
+        self.loss, self.sft_weight, self.simpo_gamma = loss, sft_weight, simpo_gamma
+        super().__init__(*args, **kwargs)
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        drop_copy(self.model)
+        return dataset
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        text, answer = inputs["attention_mask"], inputs["completion_mask"][:, 1:]
+        labels = inputs["input_ids"].masked_fill((text if self.loss == "orpo" else inputs["completion_mask"]) == 0, -100)
+        outputs = model(inputs["input_ids"], attention_mask=text, labels=labels, use_cache=False, fused_lm_head=True)
+        token_logps, counts = outputs.log_probs, answer.sum(1)
+        sums = (token_logps * answer).sum(1)
+        (chosen, rejected), (chosen_mean, rejected_mean) = sums.chunk(2), (sums / counts).chunk(2)
+        trained = (text[:, 1:] if self.loss == "orpo" else answer).chunk(2)[0]
+        nll = -(token_logps.chunk(2)[0] * trained).sum() / trained.sum()
+
+        if self.loss == "cpo":
+            rewards = chosen, rejected
+            loss = -F.logsigmoid(self.beta * (chosen - rejected)).mean() + self.sft_weight * nll
+        elif self.loss == "simpo":
+            rewards = chosen_mean, rejected_mean
+            loss = -F.logsigmoid(self.beta * (chosen_mean - rejected_mean) - self.simpo_gamma).mean()
+        else:
+            rewards = chosen_mean, rejected_mean
+            odds = chosen_mean - rejected_mean - (log1mexp(chosen_mean) - log1mexp(rejected_mean))
+            loss = nll - self.beta * F.logsigmoid(odds).mean()
+        self.note(self.beta * rewards[0], self.beta * rewards[1], chosen, rejected, text)
+        return loss
+
+    def note(self, chosen_rewards, rejected_rewards, chosen, rejected, text) -> None:
+        """What DPOTrainer logs, over all processes; tensors of one value per pair, and the attention mask."""
+        margins = chosen_rewards - rejected_rewards
+        values = {
+            "rewards/chosen": chosen_rewards, "rewards/rejected": rejected_rewards, "rewards/margins": margins,
+            "rewards/accuracies": (margins > 0).float(), "logps/chosen": chosen, "logps/rejected": rejected,
+        }  # fmt: skip
+        metrics = self._metrics["train"]
+        for name, value in values.items():
+            metrics[name].append(self.accelerator.gather(value.detach()).mean().item())
+        self._total_train_tokens += self.accelerator.gather(text.sum()).sum().item()
+        metrics["num_tokens"] = [self._total_train_tokens]
+
+
+def drop_copy(model) -> None:
+    """Delete the frozen copy of the adapter that TRL has just made: the policy itself is the reference, before its first step."""
+    if "ref" in getattr(model, "peft_config", {}):
+        model.delete_adapter("ref")
+
+
+def log1mexp(x: torch.Tensor) -> torch.Tensor:
+    """log(1 − exp(x)) for x < 0, in the form that is exact on each side of −ln 2."""
+    return torch.where(x > -0.693, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))

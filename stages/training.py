@@ -1,31 +1,27 @@
-"""What sft and dpo share: trainer arguments, a progress line, the run itself, curves and facts."""
+"""What sft, dpo and refine share: trainer arguments, and a run that can be killed, from its checkpoint to its metrics."""
 
 import csv
-import math
-import resource
+import errno
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from datasets.table import InMemoryTable
 from pyarrow import parquet
-from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from safetensors import SafetensorError
+from transformers import PrinterCallback, Trainer
 
-from stages.files import replace_file
+from stages import checkpoints, memory, modeling
+from stages.files import replace_file, write_json
 from stages.params import Params, Problem, Schedule, Training
+from stages.progress import CURVES, Progress, Watch, peak_memory
 
-# Our name of a logged quantity → the trainer's.
-CURVES = {
-    "loss": "loss",
-    "learning_rate": "learning_rate",
-    "margin": "rewards/margins",
-    "accuracy": "rewards/accuracies",
-    "chosen_logp": "logps/chosen",
-    "rejected_logp": "logps/rejected",
-}
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 
 
 def load_rows(path: Path, columns: Iterable[str]) -> Dataset:
@@ -35,75 +31,97 @@ def load_rows(path: Path, columns: Iterable[str]) -> Dataset:
 
 def arguments(params: Params, training: Training, schedule: Schedule, epochs: float, learning_rate: float) -> dict:
     """Trainer arguments that every stage has in common."""
-    dtype = params.chosen_model.weights.dtype
+    on_gpu, dtype = torch.cuda.is_available(), modeling.compute_dtype(params.chosen_model.weights)
     return {
-        "output_dir": ".cache/trainer",  # the trainer wants a folder, and leaves it empty
         "num_train_epochs": epochs,
         "learning_rate": learning_rate,
         "lr_scheduler_type": schedule.schedule,
         "warmup_steps": schedule.warmup,
+        "optim": OPTIMIZERS[params.training.optimizer],
         "per_device_train_batch_size": training.batch_size,
-        "gradient_accumulation_steps": training.accumulation,
+        "gradient_accumulation_steps": shared(params, training),
         "gradient_checkpointing": training.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "max_length": params.prompt.max_length,
-        "bf16": dtype == "bfloat16",
-        "fp16": dtype == "float16",
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "torch_compile": params.training.compile,
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "dataloader_num_workers": 2 if on_gpu else 0,
+        "ddp_timeout": 24 * 3600,  # seconds that processes wait while the first one computes the reference
         "seed": params.seed,
         "data_seed": params.seed,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would hide a lost loss behind the one before
         "disable_tqdm": True,
-        "save_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": 0.05,  # of all
+        "save_total_limit": 2,
         "report_to": "none",
     }
 
 
-def run(trainer: Trainer, name: str) -> dict:
-    """Train, write metrics/curves/<name>.tsv, and return the facts of the run. Raises Problem where the loss is lost."""
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            # TRL casts adapters on a 4-bit base to bf16, whose rounding swallows small updates (at 5e-7, 99 % of them).
-            parameter.data = parameter.data.float()
+def shared(params: Params, training: Training) -> int:
+    """Accumulation of one process: a step sees batch_size x accumulation rows however many GPUs there are."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if training.accumulation % processes:
+        raise Problem(
+            f"accumulation is {training.accumulation} for {params.model}, which {processes} processes cannot share: make it a multiple of "
+            f"{processes} and batch_size smaller by as much, so that a step sees as many rows as before"
+        )
+    return training.accumulation // processes
+
+
+def run(trainer: Trainer, name: str, params: Params, provenance: dict) -> dict:
+    """Train, from the last whole checkpoint of this very run if there is one; then write models/<name>, its curves and metrics.
+
+    Raises Problem, with a cure, where the loss is lost, memory or the disk is full, or the run was stopped before its end.
+    """
+    precision = modeling.compute_dtype(params.chosen_model.weights)
+    if str(precision) != f"torch.{params.chosen_model.weights.dtype}":
+        print(f"{name}: this GPU has no bfloat16: computing in float16 with a loss scaler")
+    determinants = provenance | {"processes": trainer.args.world_size, "device": trainer.args.device.type, "precision": str(precision)}
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress(name))
-    started = time.monotonic()
-    trainer.train()
-    seconds = time.monotonic() - started
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    if trainer.state.global_step < trainer.state.max_steps:
-        raise Problem(f"{name} stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: run again")
-    write_curves(Path(f"metrics/curves/{name}.tsv"), history)
-    found = facts(history, seconds)
-    print(f"{name}: {found['steps']} steps in {seconds:.0f} s, loss {found['start_loss']:.3f} → {found['final_loss']:.3f}")
+    trainer.add_callback(Watch(name, trainer))
+    with checkpoints.claimed(name, determinants, trainer.accelerator) as folder:
+        trainer.args.output_dir = str(folder)
+        resumed = checkpoints.last_whole(folder)
+        if resumed:
+            print(f"{name}: going on from {resumed.name}")
+        started = time.monotonic()
+        with explained(name, params):
+            trainer.train(resume_from_checkpoint=resumed and str(resumed))
+        found = facts(trainer, time.monotonic() - started)
+        if trainer.state.global_step < trainer.state.max_steps:
+            raise Problem(f"{name} stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: run again to go on")
+        modeling.save_checkpoint(trainer, Path("models") / name, provenance)
+        if trainer.is_world_process_zero():
+            write_curves(Path(f"metrics/curves/{name}.tsv"), trainer.state.log_history)
+            write_json(Path(f"metrics/train_{name}.json"), found)
+            print(f"{name}: {found['steps']} steps, loss {found['start_loss']:.3f} → {found['final_loss']:.3f}, {found['seconds']:.0f} s")
     return found
 
 
-class Progress(TrainerCallback):
-    """One line: steps, loss, margin, time left. Stops a run whose loss is no number."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(total=state.max_steps, desc=self.name, unit="step", dynamic_ncols=True, mininterval=1, disable=None)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in logs:
-            return
-        if not math.isfinite(logs["loss"]):
-            raise Problem(f"the loss of {self.name} is {logs['loss']} at step {state.global_step}: lower the learning rate")
-        shown = {ours: f"{logs[theirs]:.3f}" for ours, theirs in CURVES.items() if theirs in logs and ours in ("loss", "margin")}
-        self.bar.set_postfix(shown, refresh=False)
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
+@contextmanager
+def explained(name: str, params: Params) -> Iterator[None]:
+    """One line with a cure for what stops a good run: no memory, no disk, or a person."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise Problem(f"{name} is out of GPU memory: {memory.advice(params, name)}") from None
+    except KeyboardInterrupt:
+        raise Problem(f"{name} was interrupted: the same command goes on from its last checkpoint") from None
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or "PytorchStreamWriter" in str(error):
+            raise Problem(f"{name}: the disk is full: free some space; the same command goes on from its last checkpoint") from None
+        raise
 
 
 def write_curves(path: Path, history: list[dict]) -> None:
     """One row per step, for `dvc plots`."""
+    history = [entry for entry in history if "loss" in entry]
     names = [ours for ours, theirs in CURVES.items() if theirs in history[0]]
     with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
@@ -111,24 +129,20 @@ def write_curves(path: Path, history: list[dict]) -> None:
         writer.writerows([entry["step"], *(f"{entry[CURVES[name]]:.6g}" for name in names)] for entry in history)
 
 
-def facts(history: list[dict], seconds: float) -> dict:
-    """Steps, losses and margins first and last (mean of the last tenth), then speed and memory."""
+def facts(trainer: Trainer, seconds: float) -> dict:
+    """Steps, losses and margins first and last (mean of the last tenth), then speed and memory of this process."""
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
     tail = history[-max(1, len(history) // 10) :]
     found = {"steps": history[-1]["step"], "start_loss": round(history[0]["loss"], 4)}
     for ours in ("loss", "margin", "accuracy"):
         if CURVES[ours] in history[0]:
             found[f"final_{ours}"] = round(sum(entry[CURVES[ours]] for entry in tail) / len(tail), 4)
-    tokens = int(history[-1]["num_tokens"])
+    counts = [0, *(int(entry["num_tokens"]) for entry in history)]
+    # The trainer counts tokens from the start of its process: after a resume it begins again.
+    steps = [after - before if after >= before else after for before, after in pairwise(counts)]
     return found | {
-        "tokens": tokens,
-        "tokens_per_second": round(tokens / seconds),
+        "tokens": sum(steps),
+        "tokens_per_second": round(counts[-1] / seconds),
         "seconds": round(seconds, 1),
-        "peak_memory_gb": round(peak_memory() / 2**30, 2),
+        "peak_memory_gb": round(peak_memory(), 2),
     }
-
-
-def peak_memory() -> int:
-    """Bytes: of the GPU's allocator, or of this process where there is no GPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

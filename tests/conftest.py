@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 TINY = {
     "data.instructions.skills": 330,
     "data.preferences.skills": 220,
+    "data.continued.skills": 110,
     "data.benchmarks.skills": 2,
     "prompt.max_length": 128,
     "evaluate.batch_size": 16,
@@ -77,8 +78,8 @@ def workspace(tmp_path_factory) -> Workspace:
     """A tiny project whose data is fetched and formatted and whose sft is done, for tests that call the code directly."""
     workspace = Workspace(tmp_path_factory.mktemp("workspace"))
     for command in (
-        ["fetch", "instructions"], ["fetch", "preferences"], ["fetch", "benchmarks"], ["base"],
-        ["format", "instructions"], ["format", "preferences"], ["sft"],
+        ["fetch", "instructions"], ["fetch", "preferences"], ["fetch", "continued"], ["fetch", "benchmarks"], ["base"],
+        ["format", "instructions"], ["format", "preferences"], ["format", "continued"], ["sft"],
     ):  # fmt: skip
         workspace.run(sys.executable, "-m", f"stages.{command[0]}", *command[1:])
     return workspace

@@ -1,4 +1,4 @@
-"""What the trainers really see and do: masks, stop tokens, start losses, references, precision, determinism."""
+"""What the trainers really see and do: masks, stop tokens, start losses, references, precision, packing, determinism."""
 
 import json
 import math
@@ -7,18 +7,35 @@ from pathlib import Path
 import pytest
 import torch
 from pyarrow import parquet
+from safetensors.torch import load_file
 
-from stages import dpo, modeling, sft, training
+from stages import dpo, modeling, reference, sft, training
 from stages.methods import METHODS
 from stages.params import Problem, read
 from stages.prompts import END_OF_TEXT, TEMPLATES
 
-START_LOSS = {"dpo": math.log(2), "ipo": 1 / (4 * 0.1**2), "kto": 0.5, "dno": math.log(2)}
+PREFERENCE = [name for name, method in METHODS.items() if method.trainer != "sft"]
+START_KNOWN = [name for name in PREFERENCE if METHODS[name].start]
+
+
+def sft_trainer(params):
+    return sft.build(params, sft.start(params), sft.DATA, params.sft.epochs, params.chosen_model.sft.learning_rate)
+
+
+def train(trainer, name, params):
+    return training.run(trainer, f"test-{name}", params, {"test": name, "chain": []})
+
+
+def changed(params, section, **values):
+    """params with values of the chosen model's section changed, and an epoch of only a few steps."""
+    own = getattr(params.chosen_model, section).model_copy(update=values)
+    models = {params.model: params.chosen_model.model_copy(update={section: own})}
+    return params.model_copy(update={"models": models, "sft": params.sft.model_copy(update={"epochs": 0.2})})
 
 
 def test_the_last_trained_token_is_the_stop_token_and_no_prompt_token_is_trained(inside):
     params = read()
-    trainer = sft.build(params)
+    trainer = sft_trainer(params)
     tokenizer = trainer.processing_class
     rows = parquet.read_table(sft.DATA).to_pylist()
     answers = {row["completion"]: row["prompt"] for row in rows}
@@ -38,112 +55,11 @@ def test_the_last_trained_token_is_the_stop_token_and_no_prompt_token_is_trained
 def test_both_answers_of_a_pair_end_in_the_stop_token(inside):
     trainer = dpo.build(read(), "dpo", Path("models/sft"))
     stop = trainer.processing_class.convert_tokens_to_ids(TEMPLATES["chatml"].stop)
-    pairs = parquet.read_table(dpo.DATA).to_pylist()
-    for row, pair in zip(trainer.train_dataset, pairs):
+    prompts = {pair["prompt"] for pair in parquet.read_table(dpo.DATA).to_pylist()}
+    for row in trainer.train_dataset:
         assert row["chosen_ids"][-1] == row["rejected_ids"][-1] == stop
         assert row["chosen_ids"].count(stop) == 1
-        assert trainer.processing_class.decode(row["prompt_ids"]) == pair["prompt"]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_training_starts_at_the_known_loss_and_raises_its_margin(inside, method):
-    trainer = dpo.build(read(), method, Path("models/sft"))
-    facts = training.run(trainer, f"test-{method}")
-    if method in START_LOSS:
-        assert facts["start_loss"] == pytest.approx(START_LOSS[method], abs=0.01 * START_LOSS[method])
-    history = [entry for entry in trainer.state.log_history if "rewards/margins" in entry]
-    margins = [entry["rewards/margins"] for entry in history]
-    assert sum(margins[-3:]) / 3 > sum(margins[:3]) / 3
-
-
-def test_the_reference_is_the_sft_policy_and_not_the_base(inside):
-    """A start loss of ln 2 alone would not tell: without the SFT adapter policy and reference are equal too."""
-    from stages.scoring import score
-
-    params = read()
-    trainer = dpo.build(params, "dpo", Path("models/sft"))
-    pairs = parquet.read_table(dpo.DATA).to_pylist()[:4]
-    texts = [(pair["prompt"], pair["chosen"]) for pair in pairs]
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
-    reference, _ = trainer.compute_ref_log_probs(trainer.model, batch)
-    tokenizer = modeling.load_tokenizer(params.prompt)
-
-    def logps(folder):
-        model = modeling.load_checkpoint(params.chosen_model.weights, folder)
-        return [one.logp for one in score(model.eval(), tokenizer, texts, 4, "")]
-
-    assert reference.tolist() == pytest.approx(logps(Path("models/sft")), abs=1e-3)
-    assert reference.tolist() != pytest.approx(logps(None), abs=1e-1)
-
-
-def test_cpo_is_the_loss_of_trl_experimental(inside):
-    from trl.experimental.cpo import CPOConfig, CPOTrainer
-
-    params = read()
-    ours = dpo.build(params, "cpo", Path("models/sft"))
-    batch = ours.data_collator([ours.train_dataset[i] for i in range(8)])
-    with torch.no_grad():
-        our_loss = ours.compute_loss(ours.model, batch).item()
-
-    rows = training.load_rows(dpo.DATA, ["prompt", "chosen", "rejected"]).select(range(8))
-    config = CPOConfig("unused", per_device_train_batch_size=8, use_cpu=True, bf16=False, report_to="none", beta=0.1, cpo_alpha=1.0)
-    model = modeling.load_checkpoint(params.chosen_model.weights, Path("models/sft"), trainable=True)
-    theirs = CPOTrainer(model=model, args=config, train_dataset=rows, processing_class=modeling.load_tokenizer(params.prompt))
-    with torch.no_grad():
-        their_loss, _ = theirs.get_batch_loss_metrics(theirs.model, theirs.data_collator([theirs.train_dataset[i] for i in range(8)]))
-    assert our_loss == pytest.approx(their_loss.item(), abs=1e-4)
-
-
-def test_a_lost_loss_stops_the_run(inside):
-    params = changed(read(), "sft", learning_rate=1e30)
-    with pytest.raises(Problem, match=r"the loss of test-lost is nan at step \d+: lower the learning rate"):
-        training.run(sft.build(params), "test-lost")
-
-
-def test_kto_batches_hold_both_labels(inside):
-    rows = dpo.unpaired(training.load_rows(dpo.DATA, ["prompt", "chosen", "rejected"]), seed=7)
-    labels = [row["label"] for row in rows]
-    batches = [labels[i : i + 16] for i in range(0, len(labels) - 15, 16)]
-    assert all(0 < sum(batch) < 16 for batch in batches)
-    assert sum(labels) * 2 == len(labels)
-
-
-def test_the_same_seed_gives_the_same_adapter_file(inside):
-    trainer = sft.build(read())
-    training.run(trainer, "test-again")
-    modeling.save_checkpoint(trainer.model, trainer.processing_class, Path("models/again"), {})
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        assert Path("models/again", name).read_bytes() == Path("models/sft", name).read_bytes()
-
-
-def changed(params, section, **values):
-    """params with values of the chosen model's section changed, and an epoch of only a few steps."""
-    own = getattr(params.chosen_model, section).model_copy(update=values)
-    models = {params.model: params.chosen_model.model_copy(update={section: own})}
-    return params.model_copy(update={"models": models, "sft": params.sft.model_copy(update={"epochs": 0.2})})
-
-
-def test_adapters_on_a_4_bit_base_are_trained_in_fp32(inside):
-    trainer = sft.build(changed(read(), "weights", quantization="nf4"))
-    assert trainer.model.get_base_model().is_loaded_in_4bit
-    facts = training.run(trainer, "test-nf4")
-    adapters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-    assert adapters
-    assert {parameter.dtype for parameter in adapters} == {torch.float32}
-    assert facts["final_loss"] < facts["start_loss"]
-
-
-def test_a_whole_model_is_trained_where_lora_is_null(inside):
-    """No adapter anywhere: the preference stage then needs a second model as its reference."""
-    params = changed(read(), "sft", lora=None)
-    trainer = sft.build(params)
-    training.run(trainer, "test-whole")
-    modeling.save_checkpoint(trainer.model, trainer.processing_class, Path("models/whole"), modeling.provenance(params, sft.DATA, None))
-    preference = dpo.build(params, "dpo", Path("models/whole"))
-    assert not hasattr(preference.model, "peft_config")
-    facts = training.run(preference, "test-whole-dpo")
-    assert facts["start_loss"] == pytest.approx(math.log(2), abs=1e-3)
-    assert facts["final_margin"] > 0
+        assert trainer.processing_class.decode(row["prompt_ids"]) in prompts
 
 
 def test_a_checkpoint_has_no_pickle_and_no_path_of_this_machine(inside):
@@ -155,14 +71,266 @@ def test_a_checkpoint_has_no_pickle_and_no_path_of_this_machine(inside):
     assert json.loads(Path("models/sft/adapter_config.json").read_text())["base_model_name_or_path"] == "models/nano"
 
 
-def test_an_adapter_is_refused_on_another_base(inside, monkeypatch, tmp_path):
-    other = json.loads(Path("models/base.json").read_text()) | {"model": "other"}
-    (tmp_path / "base.json").write_text(json.dumps(other), encoding="utf-8")
-    monkeypatch.setattr(modeling.hub, "MANIFEST", tmp_path / "base.json")
-    with pytest.raises(Problem, match=r"models/sft was trained on nano \(.*\), but models/base.json names other \("):
-        modeling.load_checkpoint(read().chosen_model.weights, Path("models/sft"))
-
-
 def test_the_pad_token_is_not_the_stop_token(inside):
     tokenizer = modeling.load_tokenizer(read().prompt)
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", END_OF_TEXT)
+
+
+@pytest.mark.parametrize("method", PREFERENCE)
+def test_training_starts_at_the_known_loss_and_raises_its_margin(inside, method):
+    params = read()
+    trainer = dpo.build(params, method, Path("models/sft"))
+    assert list(trainer.model.peft_config) == ["default"]  # no copy of the adapter stays in memory
+    facts = train(trainer, method, params)
+    if METHODS[method].start:
+        own = params.methods[method].model_dump(exclude_none=True)
+        expected = eval(METHODS[method].start, {"log": math.log, **own})
+        assert facts["start_loss"] == pytest.approx(expected, rel=1e-3)
+    margins = [entry["rewards/margins"] for entry in trainer.state.log_history if "rewards/margins" in entry]
+    assert sum(margins[-3:]) > sum(margins[:3])
+
+
+def test_every_method_names_the_source_of_its_hyperparameters():
+    """And the value it names is the one in params.yaml."""
+    params = read()
+    for name, method in METHODS.items():
+        own = params.methods[name].model_dump(exclude_none=True, exclude={"learning_rate_factor", "epochs"})
+        assert {key: float(said.split()[0]) for key, said in method.hyperparameters.items()} == own, name
+
+
+def test_the_reference_is_the_sft_policy_and_not_the_base(inside):
+    """A start loss of ln 2 alone would not tell: without the SFT adapter policy and reference are equal too."""
+    from stages.scoring import score
+
+    params = read()
+    pairs = parquet.read_table(dpo.DATA).to_pylist()
+    texts = {pair["prompt"] + pair["chosen"]: (pair["prompt"], pair["chosen"]) for pair in pairs}
+    tokenizer = modeling.load_tokenizer(params.prompt)
+
+    def logps(rows, folder):
+        model = modeling.load_checkpoint(params.chosen_model.weights, folder)
+        own = [texts[tokenizer.decode(row["prompt_ids"] + row["chosen_ids"])] for row in rows]
+        return [one.logp for one in score(model.eval(), tokenizer, own, 4, "")]
+
+    rows = dpo.build(params, "dpo", Path("models/sft")).train_dataset.select(range(8))
+    assert rows["ref_chosen_logps"] == pytest.approx(logps(rows, Path("models/sft")), abs=1e-3)
+    assert rows["ref_chosen_logps"] != pytest.approx(logps(rows, None), abs=1e-1)
+
+
+def test_the_reference_is_computed_once_for_all_methods_and_never_stale(inside, monkeypatch, tmp_path):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    asked, scored = [], reference.scored
+    monkeypatch.setattr(reference, "scored", lambda texts, trainer: asked.append(len(texts)) or scored(texts, trainer))
+    params = read()
+    first = dpo.build(params, "dpo", Path("models/sft")).train_dataset
+    answers = len(set(map(tuple, first["chosen_ids"])) | set(map(tuple, first["rejected_ids"])))
+    assert len(asked) == 1
+    assert asked[0] >= answers
+    again = dpo.build(params, "sppo", Path("models/sft"), beta_factor=0.5).train_dataset
+    assert again["ref_rejected_logps"] == first["ref_rejected_logps"]
+    assert len(asked) == 1
+    single = dpo.build(params, "kto", Path("models/sft")).train_dataset
+    assert len(asked) == 2  # of kto only the mismatched answers, which estimate its KL
+    known = {tuple(row["prompt_ids"] + row["chosen_ids"]): row["ref_chosen_logps"] for row in first}
+    assert all(known[tuple(row["prompt_ids"] + row["completion_ids"])] == row["ref_logps"] for row in single if row["label"])
+    dpo.build(params, "dpo", other_adapter())
+    assert len(asked) == 3
+    dpo.build(changed(params, "weights", dtype="bfloat16"), "dpo", Path("models/sft"))
+    assert len(asked) == 4
+
+
+def other_adapter() -> Path:
+    """A checkpoint with other weights than models/sft."""
+    params = changed(read(), "sft", learning_rate=1e-4)
+    trainer = sft_trainer(params)
+    training.run(trainer, "test-other", params, modeling.provenance(params, sft.DATA, None))
+    return Path("models/test-other")
+
+
+@pytest.mark.parametrize("method", ["cpo", "simpo", "orpo"])
+def test_reference_free_losses_are_those_of_trl_experimental(inside, method):
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    params = read()
+    ours = dpo.build(params, method, Path("models/sft"))
+    batch = ours.data_collator([ours.train_dataset[i] for i in range(8)])
+    with torch.no_grad():
+        our_loss = ours.compute_loss(ours.model, batch).item()
+
+    own = params.methods[method]
+    common = {"per_device_train_batch_size": 8, "use_cpu": True, "bf16": False, "report_to": "none", "beta": own.beta}
+    if method == "orpo":
+        config, trainer_class = ORPOConfig("unused", **common), ORPOTrainer
+    else:
+        loss = {"loss_type": "simpo", "simpo_gamma": own.simpo_gamma} if method == "simpo" else {"loss_type": "sigmoid"}
+        config, trainer_class = CPOConfig("unused", **common, cpo_alpha=own.sft_weight or 0.0, **loss), CPOTrainer
+    model = modeling.load_checkpoint(params.chosen_model.weights, Path("models/sft"), trainable=True)
+    rows = ours.train_dataset.select(range(8)).select_columns(["prompt", "chosen", "rejected"])
+    theirs = trainer_class(model=model, args=config, train_dataset=rows, processing_class=modeling.load_tokenizer(params.prompt))
+    with torch.no_grad():
+        their_loss, _ = theirs.get_batch_loss_metrics(theirs.model, theirs.data_collator([theirs.train_dataset[i] for i in range(8)]))
+    assert our_loss == pytest.approx(their_loss.item(), abs=1e-4)
+
+
+def test_kto_batches_hold_both_labels(inside):
+    rows = dpo.build(read(), "kto", Path("models/sft")).train_dataset
+    batches = [rows["label"][i : i + 16] for i in range(0, len(rows), 16)]
+    assert all(0 < sum(batch) < 16 for batch in batches)
+    assert abs(sum(rows["label"]) - len(rows) / 2) < 16  # all but an incomplete batch
+
+
+def test_preference_batches_are_of_similar_length_and_the_longest_comes_first(inside):
+    rows = training.load_rows(dpo.DATA, ["prompt", "tokens"])
+    ours = dpo.by_length(rows, 4, seed=1)
+    batches = [ours["tokens"][i : i + 4] for i in range(0, len(ours), 4)]
+    random = [rows["tokens"][i : i + 4] for i in range(0, len(ours), 4)]
+    waste = [sum(4 * max(batch) - sum(batch) for batch in own) for own in (batches, random)]
+    assert waste[0] < waste[1] / 3
+    assert max(batches[0]) == max(rows["tokens"])
+    assert len({tuple(batch) for batch in batches[:5]}) > 1  # not sorted over all
+    assert dpo.by_length(rows, 4, seed=1)["prompt"] == ours["prompt"] != dpo.by_length(rows, 4, seed=2)["prompt"]
+
+
+def test_packed_documents_give_the_padded_loss_and_do_not_see_each_other(inside):
+    params = read()
+    packed, padded = (sft_trainer(params.model_copy(update={"sft": params.sft.model_copy(update={"packing": on})})) for on in (True, False))
+
+    def loss_and_gradient(trainer):
+        total, tokens = 0.0, 0
+        for batch in trainer.get_train_dataloader():
+            count = int((batch["labels"][:, 1:] != -100).sum())
+            loss = trainer.compute_loss(trainer.model, dict(batch)) * count
+            loss.backward()
+            total, tokens = total + loss.item(), tokens + count
+        gradients = [p.grad.flatten() / tokens for p in trainer.model.parameters() if p.grad is not None]
+        return total / tokens, torch.cat(gradients), tokens
+
+    (loss, gradient, tokens), (their_loss, their_gradient, their_tokens) = map(loss_and_gradient, (packed, padded))
+    assert tokens == their_tokens
+    assert loss == pytest.approx(their_loss, rel=1e-5)
+    assert torch.nn.functional.cosine_similarity(gradient, their_gradient, dim=0) > 0.9999
+
+    batch = next(iter(packed.get_train_dataloader()))
+    starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
+    assert len(starts) > 2  # a pack of several documents
+    ids = batch["input_ids"].clone()
+    with torch.no_grad():
+        before = packed.model(input_ids=ids, position_ids=batch["position_ids"]).logits
+        ids[0, : starts[1]] = (ids[0, : starts[1]] + 1) % 4000
+        after = packed.model(input_ids=ids, position_ids=batch["position_ids"]).logits
+    assert torch.equal(before[0, starts[1] :], after[0, starts[1] :])
+    assert not torch.equal(before[0, : starts[1]], after[0, : starts[1]])
+
+
+def test_gradient_checkpointing_changes_memory_and_nothing_else(inside):
+    params = read()
+    gradients = []
+    for on in (False, True):
+        trainer = sft_trainer(changed(params, "sft", gradient_checkpointing=on))
+        assert trainer.args.gradient_checkpointing_kwargs == {"use_reentrant": False}
+        batch = next(iter(trainer.get_train_dataloader()))
+        trainer.training_step(trainer.model, batch)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]))
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_adapters_are_trained_in_fp32_from_exactly_what_was_saved(inside, quantization):
+    """On a bfloat16 base, 4-bit or not; and nothing else of it, embeddings included, is cast to fp32."""
+    params = changed(read(), "weights", quantization=quantization, dtype="bfloat16")
+    trainer = sft_trainer(params)
+    facts = training.run(trainer, f"test-{quantization}", params, modeling.provenance(params, sft.DATA, None))
+    assert facts["final_loss"] < facts["start_loss"]
+    assert trainer.model.get_base_model().get_input_embeddings().weight.dtype == torch.bfloat16
+    assert getattr(trainer.model, "is_loaded_in_4bit", False) == (quantization == "nf4")
+
+    saved = load_file(f"models/test-{quantization}/adapter_model.safetensors")
+    preference = dpo.build(params, "dpo", Path(f"models/test-{quantization}"))
+    adapters = {name: p for name, p in preference.model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in adapters.values()} == {torch.float32}
+    assert all(torch.equal(p, saved[name.replace(".default", "")]) for name, p in adapters.items())
+    before = {name: p.detach().clone() for name, p in adapters.items()}
+    facts = train(preference, f"{quantization}-dpo", params)
+    assert facts["start_loss"] == pytest.approx(math.log(2), abs=5e-3)  # bfloat16
+    assert all((p != before[name]).float().mean() > 0.9 for name, p in adapters.items())
+
+
+@pytest.mark.parametrize("values", [{"rslora": True}, {"dora": True}, {"targets": ["q_proj", "v_proj"]}, {"r": 4, "dropout": 0.1}], ids=str)
+def test_every_kind_of_adapter_learns(inside, values):
+    params = read()
+    params = changed(params, "sft", lora=params.chosen_model.sft.lora.model_copy(update=values))
+    trainer = sft_trainer(params)
+    config = trainer.model.peft_config["default"]
+    named = {"rslora": "use_rslora", "dora": "use_dora", "targets": "target_modules", "r": "r", "dropout": "lora_dropout"}
+    assert all(getattr(config, named[key]) == (set(value) if isinstance(value, list) else value) for key, value in values.items())
+    facts = train(trainer, "kind", params)
+    assert facts["final_loss"] < facts["start_loss"]
+
+
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+def test_every_optimizer_learns(inside, optimizer):
+    params = changed(read(), "sft")
+    params = params.model_copy(update={"training": params.training.model_copy(update={"optimizer": optimizer})})
+    trainer = sft_trainer(params)
+    facts = train(trainer, optimizer, params)
+    assert facts["final_loss"] < facts["start_loss"]
+    assert ("8bit" in type(trainer.optimizer.optimizer).__name__.lower()) == ("8bit" in optimizer)
+
+
+def test_a_whole_model_is_trained_where_lora_is_null(inside):
+    """No adapter anywhere, and still no second model as the reference."""
+    params = changed(read(), "sft", lora=None)
+    training.run(sft_trainer(params), "test-whole", params, modeling.provenance(params, sft.DATA, None))
+    preference = dpo.build(params, "dpo", Path("models/test-whole"))
+    assert not hasattr(preference.model, "peft_config")
+    assert preference.ref_model is None
+    facts = train(preference, "whole-dpo", params)
+    assert facts["start_loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert facts["final_margin"] > 0
+
+
+def test_an_old_gpu_computes_in_float16(inside, monkeypatch):
+    weights = changed(read(), "weights", dtype="bfloat16").chosen_model.weights
+    assert modeling.compute_dtype(weights) == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert modeling.compute_dtype(weights) == torch.float16
+
+
+def test_an_adapter_is_refused_on_another_base(inside, monkeypatch, tmp_path):
+    weights = read().chosen_model.weights
+    with pytest.raises(Problem, match=r"models/sft was trained on nano \(.*, none\), but this base is nano \(.*, nf4\)"):
+        modeling.load_checkpoint(weights.model_copy(update={"quantization": "nf4"}), Path("models/sft"))
+    other = json.loads(Path("models/base.json").read_text()) | {"model": "other"}
+    (tmp_path / "base.json").write_text(json.dumps(other), encoding="utf-8")
+    monkeypatch.setattr(modeling.hub, "MANIFEST", tmp_path / "base.json")
+    with pytest.raises(Problem, match=r"models/sft was trained on nano \(.*, none\), but this base is other \("):
+        modeling.load_checkpoint(weights, Path("models/sft"))
+
+
+def test_an_adapter_is_refused_on_another_chain(inside):
+    params = read()
+    before = other_adapter()
+    trainer = dpo.build(params, "dpo", before)
+    training.run(trainer, "test-chained", params, modeling.provenance(params, dpo.DATA, before))
+    modeling.load_checkpoint(params.chosen_model.weights, Path("models/test-chained"))
+    weights = before / "adapter_model.safetensors"
+    weights.write_bytes(Path("models/sft/adapter_model.safetensors").read_bytes())
+    with pytest.raises(
+        Problem, match=r"test-chained was trained on models/test-other \(\w{8}\), but models/test-other is another one \(\w{8}\)"
+    ):
+        modeling.load_checkpoint(params.chosen_model.weights, Path("models/test-chained"))
+
+
+def test_a_lost_loss_stops_the_run(inside):
+    params = changed(read(), "sft", learning_rate=1e30)
+    with pytest.raises(Problem, match=r"the loss of test-lost is nan at step \d+: lower the learning rate"):
+        train(sft_trainer(params), "lost", params)
+
+
+def test_the_same_seed_gives_the_same_adapter_file(inside):
+    params = read()
+    train(sft_trainer(params), "again", params)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert Path("models/test-again", name).read_bytes() == Path("models/sft", name).read_bytes()

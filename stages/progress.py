@@ -1,0 +1,112 @@
+"""What a training run says while it runs: one line of progress, and a warning when something goes wrong."""
+
+import math
+import resource
+import time
+from collections import deque
+from statistics import fmean
+
+import torch
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback
+
+from stages import scoring
+from stages.params import Problem
+
+# Our name of a logged quantity → the trainer's.
+CURVES = {
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "margin": "rewards/margins",
+    "accuracy": "rewards/accuracies",
+    "chosen_logp": "logps/chosen",
+    "rejected_logp": "logps/rejected",
+}
+
+
+class Progress(TrainerCallback):
+    """Steps, loss, margin, tokens per second, memory, time left. Stops a run whose loss is no number."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", dynamic_ncols=True, mininterval=1,
+            disable=None if state.is_world_process_zero else True,
+        )  # fmt: skip
+        self.started, self.tokens = time.monotonic(), 0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise Problem(f"the loss of {self.name} is {logs['loss']} at step {state.global_step}: lower the learning rate")
+        speed = logs["num_tokens"] / (time.monotonic() - self.started)  # the trainer counts from the start of this process
+        shown = {name: f"{logs[CURVES[name]]:.3f}" for name in ("loss", "margin") if CURVES[name] in logs}
+        self.bar.set_postfix(shown | {"tok/s": f"{speed:.0f}", "GB": f"{peak_memory():.1f}"}, refresh=False)
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+class Watch(TrainerCallback):
+    """Says, once each, when a preference run collapses. Metrics of held-out pairs can look better all the while."""
+
+    WINDOW = 10  # steps that are averaged
+    SATURATED = 10.0  # margin of rewards, in nats: σ(10) = 0.99995, nothing is left to learn but distance from the reference
+    FALLEN = (10.0, 0.5)  # nats, and share of its log-probability, that the chosen answer may lose
+    REPEATED = 0.5  # share of 4-grams that an answer has said before
+
+    def __init__(self, name: str, trainer: Trainer):
+        columns, self.tokenizer = trainer.train_dataset.column_names, trainer.processing_class
+        self.name = name
+        # Rewards are β log p/q where there is a reference q, whose log-probabilities stand in the data then.
+        self.beta = trainer.args.beta if any(column.startswith("ref_") for column in columns) else None
+        self.prompts = self.tokenizer.batch_decode(trainer.train_dataset[:4]["prompt_ids"]) if "prompt_ids" in columns else []
+        self.recent = deque(maxlen=self.WINDOW)
+        self.said = set()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "rewards/margins" not in logs:
+            return
+        self.recent.append(logs)
+        if len(self.recent) < self.WINDOW:
+            return
+        margin = fmean(entry["rewards/margins"] for entry in self.recent)
+        if margin > self.SATURATED:
+            self.warn(state, f"the margin has exploded to {margin:.1f}: lower the learning rate, or train for fewer epochs")
+        if self.beta:
+            gained = fmean(entry["rewards/chosen"] for entry in self.recent) / self.beta
+            before = fmean(entry["logps/chosen"] for entry in self.recent) - gained
+            if -gained > max(self.FALLEN[0], self.FALLEN[1] * -before):
+                self.warn(
+                    state, f"chosen answers have become less probable ({before:.0f} → {before + gained:.0f} nats): lower the rate, "
+                    "or take a method with an SFT term (cpo, rpo)"
+                )  # fmt: skip
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        quarters = {state.max_steps * quarter // 4 for quarter in (1, 2, 3)}
+        if not self.prompts or state.global_step not in quarters or not state.is_world_process_zero:
+            return
+        model.eval()
+        stops = [self.tokenizer.eos_token_id]
+        answers = scoring.generate(model, self.tokenizer, self.prompts, stops, len(self.prompts), limit=48, title="a look at answers")
+        model.train()
+        worst = max(answers, key=lambda answer: answer.repetition)
+        if worst.repetition > self.REPEATED:
+            self.warn(state, f"answers repeat themselves ({worst.text[:60]!r}): lower the learning rate")
+
+    def warn(self, state, text: str) -> None:
+        kind = text.split("(")[0][:24]
+        if kind not in self.said and state.is_world_process_zero:
+            self.said.add(kind)
+            tqdm.write(f"warning: {self.name}, step {state.global_step}: {text}")
+
+
+def peak_memory() -> float:
+    """GB: of the GPU's allocator, or of this process where there is no GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
