@@ -91,13 +91,13 @@ def by_length(rows: "Dataset", batch_size: int, seed: int) -> "Dataset":
     size = batch_size * WINDOW
     windows = [sorted(order[start : start + size], key=lambda i: -lengths[i]) for start in range(0, len(order), size)]
     batches = [window[start : start + batch_size] for window in windows for start in range(0, len(window), batch_size)]
-    full = [batch for batch in batches if len(batch) == batch_size]
-    if not full:
-        raise Problem(f"data.preferences gives {len(rows)} rows to train on, fewer than one batch of {batch_size}: add rows")
-    rng.shuffle(full)
-    longest = max(range(len(full)), key=lambda place: max(lengths[i] for i in full[place]))
-    full.insert(0, full.pop(longest))
-    return rows.select([i for batch in full for i in batch])
+    last = batches.pop()  # not full, where the rows do not divide; the trainer then leaves it out
+    if not batches:
+        raise Problem(f"data.preferences gives {len(rows)} rows to train on, no more than one batch of {batch_size}: add rows")
+    rng.shuffle(batches)
+    longest = max(range(len(batches)), key=lambda place: lengths[batches[place][0]])
+    batches.insert(0, batches.pop(longest))
+    return rows.select([i for batch in [*batches, last] for i in batch])
 
 
 if __name__ == "__main__":

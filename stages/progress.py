@@ -35,14 +35,14 @@ class Progress(TrainerCallback):
             total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", dynamic_ncols=True, mininterval=1,
             disable=None if state.is_world_process_zero else True,
         )  # fmt: skip
-        self.started, self.tokens = time.monotonic(), 0
+        self.started, self.tokens = time.monotonic(), tokens_seen(state.log_history)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
             raise Problem(f"the loss of {self.name} is {logs['loss']} at step {state.global_step}: lower the learning rate")
-        speed = logs["num_tokens"] / (time.monotonic() - self.started)  # the trainer counts from the start of this process
+        speed = (logs["num_tokens"] - self.tokens) / (time.monotonic() - self.started)
         shown = {name: f"{logs[CURVES[name]]:.3f}" for name in ("loss", "margin") if CURVES[name] in logs}
         self.bar.set_postfix(shown | {"tok/s": f"{speed:.0f}", "GB": f"{peak_memory():.1f}"}, refresh=False)
         self.bar.update(state.global_step - self.bar.n)
@@ -103,6 +103,11 @@ class Watch(TrainerCallback):
         if kind not in self.said and state.is_world_process_zero:
             self.said.add(kind)
             tqdm.write(f"warning: {self.name}, step {state.global_step}: {text}")
+
+
+def tokens_seen(history: list[dict]) -> int:
+    """By a training whose log this is, since its first step."""
+    return max((int(entry.get("num_tokens", 0)) for entry in history), default=0)
 
 
 def peak_memory() -> float:

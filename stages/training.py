@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,9 +16,9 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer
 
 from stages import checkpoints, memory, modeling
-from stages.files import replace_file, write_json
+from stages.files import read_json, replace_file, write_json
 from stages.params import Params, Problem, Schedule, Training
-from stages.progress import CURVES, Progress, Watch, peak_memory
+from stages.progress import CURVES, Progress, Watch, peak_memory, tokens_seen
 
 OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 
@@ -87,13 +86,15 @@ def run(trainer: Trainer, name: str, params: Params, provenance: dict) -> dict:
     trainer.add_callback(Watch(name, trainer))
     with checkpoints.claimed(name, determinants, trainer.accelerator) as folder:
         trainer.args.output_dir = str(folder)
-        resumed = checkpoints.last_whole(folder)
+        resumed, tokens = checkpoints.last_whole(folder), 0
         if resumed:
-            print(f"{name}: going on from {resumed.name}")
+            print(f"{name}: going on from {resumed.name}", flush=True)
+            tokens = tokens_seen(read_json(resumed / "trainer_state.json")["log_history"])
+            trainer._total_train_tokens = tokens  # TRL would count from nothing again
         started = time.monotonic()
         with explained(name, params):
             trainer.train(resume_from_checkpoint=resumed and str(resumed))
-        found = facts(trainer, time.monotonic() - started)
+        found = facts(trainer, tokens, time.monotonic() - started)
         if trainer.state.global_step < trainer.state.max_steps:
             raise Problem(f"{name} stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: run again to go on")
         modeling.save_checkpoint(trainer, Path("models") / name, provenance)
@@ -114,7 +115,8 @@ def explained(name: str, params: Params) -> Iterator[None]:
     except KeyboardInterrupt:
         raise Problem(f"{name} was interrupted: the same command goes on from its last checkpoint") from None
     except (OSError, RuntimeError, SafetensorError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or "PytorchStreamWriter" in str(error):
+        # How the operating system, safetensors and torch.save say it.
+        if getattr(error, "errno", None) == errno.ENOSPC or any(sign in str(error) for sign in ("No space left", "inline_container")):
             raise Problem(f"{name}: the disk is full: free some space; the same command goes on from its last checkpoint") from None
         raise
 
@@ -129,7 +131,7 @@ def write_curves(path: Path, history: list[dict]) -> None:
         writer.writerows([entry["step"], *(f"{entry[CURVES[name]]:.6g}" for name in names)] for entry in history)
 
 
-def facts(trainer: Trainer, seconds: float) -> dict:
+def facts(trainer: Trainer, tokens_before: int, seconds: float) -> dict:
     """Steps, losses and margins first and last (mean of the last tenth), then speed and memory of this process."""
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     tail = history[-max(1, len(history) // 10) :]
@@ -137,12 +139,10 @@ def facts(trainer: Trainer, seconds: float) -> dict:
     for ours in ("loss", "margin", "accuracy"):
         if CURVES[ours] in history[0]:
             found[f"final_{ours}"] = round(sum(entry[CURVES[ours]] for entry in tail) / len(tail), 4)
-    counts = [0, *(int(entry["num_tokens"]) for entry in history)]
-    # The trainer counts tokens from the start of its process: after a resume it begins again.
-    steps = [after - before if after >= before else after for before, after in pairwise(counts)]
+    tokens = tokens_seen(history)
     return found | {
-        "tokens": sum(steps),
-        "tokens_per_second": round(counts[-1] / seconds),
+        "tokens": tokens,
+        "tokens_per_second": round((tokens - tokens_before) / seconds),
         "seconds": round(seconds, 1),
         "peak_memory_gb": round(peak_memory(), 2),
     }

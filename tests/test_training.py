@@ -26,11 +26,11 @@ def train(trainer, name, params):
     return training.run(trainer, f"test-{name}", params, {"test": name, "chain": []})
 
 
-def changed(params, section, **values):
+def changed(params, section, epochs=0.2, **values):
     """params with values of the chosen model's section changed, and an epoch of only a few steps."""
     own = getattr(params.chosen_model, section).model_copy(update=values)
     models = {params.model: params.chosen_model.model_copy(update={section: own})}
-    return params.model_copy(update={"models": models, "sft": params.sft.model_copy(update={"epochs": 0.2})})
+    return params.model_copy(update={"models": models, "sft": params.sft.model_copy(update={"epochs": epochs})})
 
 
 def test_the_last_trained_token_is_the_stop_token_and_no_prompt_token_is_trained(inside):
@@ -176,8 +176,8 @@ def test_reference_free_losses_are_those_of_trl_experimental(inside, method):
 def test_kto_batches_hold_both_labels(inside):
     rows = dpo.build(read(), "kto", Path("models/sft")).train_dataset
     batches = [rows["label"][i : i + 16] for i in range(0, len(rows), 16)]
-    assert all(0 < sum(batch) < 16 for batch in batches)
-    assert abs(sum(rows["label"]) - len(rows) / 2) < 16  # all but an incomplete batch
+    assert all(0 < sum(batch) < len(batch) for batch in batches)
+    assert sum(rows["label"]) * 2 == len(rows)
 
 
 def test_preference_batches_are_of_similar_length_and_the_longest_comes_first(inside):
@@ -224,15 +224,15 @@ def test_packed_documents_give_the_padded_loss_and_do_not_see_each_other(inside)
 
 
 def test_gradient_checkpointing_changes_memory_and_nothing_else(inside):
-    params = read()
-    gradients = []
+    adapters = []
     for on in (False, True):
-        trainer = sft_trainer(changed(params, "sft", gradient_checkpointing=on))
+        params = changed(read(), "sft", gradient_checkpointing=on)
+        trainer = sft_trainer(params)
+        train(trainer, "checkpointing", params)
+        assert trainer.model.get_base_model().is_gradient_checkpointing == on
         assert trainer.args.gradient_checkpointing_kwargs == {"use_reentrant": False}
-        batch = next(iter(trainer.get_train_dataloader()))
-        trainer.training_step(trainer.model, batch)
-        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]))
-    assert torch.equal(*gradients)
+        adapters.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad]))
+    assert torch.equal(*adapters)
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
@@ -259,7 +259,7 @@ def test_adapters_are_trained_in_fp32_from_exactly_what_was_saved(inside, quanti
 @pytest.mark.parametrize("values", [{"rslora": True}, {"dora": True}, {"targets": ["q_proj", "v_proj"]}, {"r": 4, "dropout": 0.1}], ids=str)
 def test_every_kind_of_adapter_learns(inside, values):
     params = read()
-    params = changed(params, "sft", lora=params.chosen_model.sft.lora.model_copy(update=values))
+    params = changed(params, "sft", epochs=1.0, lora=params.chosen_model.sft.lora.model_copy(update=values))
     trainer = sft_trainer(params)
     config = trainer.model.peft_config["default"]
     named = {"rslora": "use_rslora", "dora": "use_dora", "targets": "target_modules", "r": "r", "dropout": "lora_dropout"}
@@ -275,7 +275,8 @@ def test_every_optimizer_learns(inside, optimizer):
     trainer = sft_trainer(params)
     facts = train(trainer, optimizer, params)
     assert facts["final_loss"] < facts["start_loss"]
-    assert ("8bit" in type(trainer.optimizer.optimizer).__name__.lower()) == ("8bit" in optimizer)
+    states = [value.dtype for state in trainer.optimizer.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    assert (torch.uint8 in states) == ("8bit" in optimizer)
 
 
 def test_a_whole_model_is_trained_where_lora_is_null(inside):

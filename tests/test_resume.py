@@ -1,0 +1,176 @@
+"""A training can be killed at any moment; the next run goes on from the last whole checkpoint and ends in the same bytes."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from stages import checkpoints
+from tests.conftest import Workspace
+
+TIMING = {"seconds", "tokens_per_second", "peak_memory_gb"}
+# Processes are forked from one that has imported the libraries: seconds less each.
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(["stages.training", "stages.trainers", "trl.trainer.sft_trainer"])
+
+
+@pytest.fixture
+def project(workspace, tmp_path) -> Workspace:
+    """A copy of the workspace whose sft is still to be done."""
+    shutil.copytree(workspace.path, tmp_path / "project", ignore=shutil.ignore_patterns("test-*", ".cache"))
+    project = object.__new__(Workspace)
+    project.path, project.environment = tmp_path / "project", {}
+    return project
+
+
+def work(folder: str, stage: str, log: str) -> None:
+    """The body of a process: a stage in a folder, its output in a file."""
+    os.chdir(folder)
+    os.environ.pop("DVC_ROOT", None)
+    with open(log, "a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        module = __import__(f"stages.{stage}", fromlist=["main"])
+        module.main()
+        sys.stdout.flush()
+
+
+def start(project: Workspace, stage: str):
+    process = CONTEXT.Process(target=work, args=(str(project.path), stage, str(project.path / "log.txt")))
+    process.start()
+    return process
+
+
+def result(project: Workspace, name: str) -> dict:
+    """All that a run leaves, but for its timing."""
+    files = [project.path / f"models/{name}/{file}" for file in ("adapter_model.safetensors", "adapter_config.json", "provenance.json")]
+    facts = json.loads((project.path / f"metrics/train_{name}.json").read_text(encoding="utf-8"))
+    found = {file.name: file.read_bytes() for file in [*files, project.path / f"metrics/curves/{name}.tsv"]}
+    return found | {key: value for key, value in facts.items() if key not in TIMING}
+
+
+def partial(root: Path) -> bool:
+    """Whether a checkpoint is being written right now."""
+    return any(not (path / "trainer_state.json").exists() for path in root.glob("*/checkpoint-*"))
+
+
+def wait_until(condition, process, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition() and process.is_alive() and time.monotonic() < end:
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_a_run_killed_again_and_again_ends_in_the_same_bytes(project, stage):
+    process = start(project, stage)
+    process.join()
+    assert process.exitcode == 0
+    whole = result(project, stage)
+    shutil.rmtree(project.path / f"models/{stage}")
+
+    root, rng, halves = project.path / ".cache/checkpoints", random.Random(3), 0
+    for kill in range(100):
+        process = start(project, stage)
+        wait_until(lambda: list(root.glob("*/checkpoint-*")), process)
+        before = {path for path in root.glob("*/checkpoint-*")}
+        if kill % 2:
+            wait_until(lambda: set(root.glob("*/checkpoint-*")) - before and partial(root), process)
+        else:
+            process.join(rng.uniform(0, 2))
+        if not process.is_alive():
+            break
+        process.kill()
+        process.join()
+        halves += partial(root)
+    assert process.exitcode == 0
+    assert kill >= 4
+    assert halves  # some checkpoint was cut while it was being written
+    log = (project.path / "log.txt").read_text(encoding="utf-8")
+    assert log.count("going on from checkpoint-") >= 4
+    assert result(project, stage) == whole
+    assert not list(root.glob("*/"))  # nothing is left of it
+
+
+def test_dvc_goes_on_after_a_kill_and_a_person_can_interrupt(project, tmp_path):
+    project.under_git(tmp_path / "remote")
+    command = [sys.executable, "-m", "dvc", "repro", "sft"]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    root = project.path / ".cache/checkpoints"
+    process = subprocess.Popen(command, cwd=project.path, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and not [folder for folder in root.glob("sft-*/") if checkpoints.last_whole(folder)]:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+    module = subprocess.Popen(
+        [sys.executable, "-m", "stages.sft"], cwd=project.path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert "going on from checkpoint-" in module.stdout.readline()
+    module.send_signal(signal.SIGINT)
+    assert module.communicate()[1].endswith("error: sft was interrupted: the same command goes on from its last checkpoint\n")
+    assert module.returncode == 1
+
+    assert "going on from checkpoint-" in project.run("dvc", "repro", "sft").stdout
+    assert (project.path / "models/sft/adapter_model.safetensors").exists()
+
+
+def test_a_full_disk_costs_no_more_than_a_checkpoint(project):
+    if os.name != "posix" or os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    root = project.path / ".cache/checkpoints"
+    root.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", str(root)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine mounts nothing")
+    try:
+        process = start(project, "sft")
+        process.join()
+        log = (project.path / "log.txt").read_text(encoding="utf-8")
+        assert process.exitcode == 1
+        assert log.rstrip().endswith("error: sft: the disk is full: free some space; the same command goes on from its last checkpoint")
+        assert "Traceback" not in log
+        subprocess.run(["mount", "-o", "remount,size=100m", str(root)], check=True)
+        process = start(project, "sft")
+        process.join()
+        assert process.exitcode == 0
+        assert "going on from checkpoint-" in (project.path / "log.txt").read_text(encoding="utf-8")
+    finally:
+        subprocess.run(["umount", str(root)], check=True)
+
+
+def test_two_processes_do_not_train_the_same_run_at_once(project):
+    first, second = start(project, "sft"), start(project, "sft")
+    first.join()
+    second.join()
+    assert (first.exitcode, second.exitcode) == (0, 0)
+    assert "the same training is still running in another process, waiting for it" in (project.path / "log.txt").read_text(encoding="utf-8")
+
+
+def test_a_checkpoint_counts_when_its_state_was_written_whole(tmp_path):
+    for step, state in ((3, '{"global_step": 3}'), (6, '{"global_step": 6}'), (9, '{"global_st'), (12, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state:
+            (folder / "trainer_state.json").write_text(state)
+    assert checkpoints.last_whole(tmp_path).name == "checkpoint-6"
+    assert checkpoints.last_whole(tmp_path / "checkpoint-12") is None
+
+
+def test_a_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    """Another value, another library, another number of processes, another line of code: another run."""
+    monkeypatch.setattr(checkpoints.sys, "modules", {"stages.checkpoints": checkpoints})
+    known = checkpoints.digest({"seed": 7, "versions": {"torch": "2"}})
+    assert known == checkpoints.digest({"versions": {"torch": "2"}, "seed": 7})
+    assert known != checkpoints.digest({"seed": 8, "versions": {"torch": "2"}})
+    copy = tmp_path / "checkpoints.py"
+    copy.write_text(Path(checkpoints.__file__).read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    monkeypatch.setattr(checkpoints, "__file__", str(copy))
+    assert known != checkpoints.digest({"seed": 7, "versions": {"torch": "2"}})
