@@ -41,12 +41,12 @@ def build(params: Params, method: str, parent: Path, beta_factor: float = 1.0) -
     arguments |= {
         "beta": own.beta * beta_factor,
         "precompute_ref_log_probs": True,  # by reference.py
-        "dataloader_drop_last": True,
         "train_sampling_strategy": "sequential",
     }
     model = modeling.load_checkpoint(weights, parent, trainable=True)
     common = {"model": model, "processing_class": modeling.load_tokenizer(params.prompt)}
     pairs = training.load_rows(DATA, ["prompt", "chosen", "rejected", "tokens"])
+    pairs = whole_steps(pairs, settings.batch_size * settings.accumulation, params.seed)
     rows = by_length(pairs if kind.paired else unpaired(pairs), settings.batch_size, params.seed)
     with modeling.trained_in_fp32(model):
         if kind.trainer == "kto":
@@ -64,6 +64,18 @@ def build(params: Params, method: str, parent: Path, beta_factor: float = 1.0) -
     if kind.has_reference:
         trainer.add_reference(modeling.policy_identity(weights, parent))
     return trainer
+
+
+def whole_steps(pairs: "Dataset", size: int, seed: int) -> "Dataset":
+    """A random choice of pairs, shuffled, that fills every step of `size` pairs; a rest is left out."""
+    if len(pairs) < size:
+        raise Problem(
+            f"data.preferences gives {len(pairs)} pairs to train on, fewer than one step of {size} (batch_size x accumulation): add rows, "
+            "or lower accumulation"
+        )
+    order = list(range(len(pairs)))
+    random.Random(seed).shuffle(order)
+    return pairs.select(order[: len(order) // size * size])
 
 
 def unpaired(pairs: "Dataset") -> "Dataset":
@@ -91,13 +103,10 @@ def by_length(rows: "Dataset", batch_size: int, seed: int) -> "Dataset":
     size = batch_size * WINDOW
     windows = [sorted(order[start : start + size], key=lambda i: -lengths[i]) for start in range(0, len(order), size)]
     batches = [window[start : start + batch_size] for window in windows for start in range(0, len(window), batch_size)]
-    last = batches.pop()  # not full, where the rows do not divide; the trainer then leaves it out
-    if not batches:
-        raise Problem(f"data.preferences gives {len(rows)} rows to train on, no more than one batch of {batch_size}: add rows")
     rng.shuffle(batches)
     longest = max(range(len(batches)), key=lambda place: lengths[batches[place][0]])
     batches.insert(0, batches.pop(longest))
-    return rows.select([i for batch in [*batches, last] for i in batch])
+    return rows.select([i for batch in batches for i in batch])
 
 
 if __name__ == "__main__":

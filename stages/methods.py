@@ -50,7 +50,7 @@ METHODS = {
     "kto": Method(
         "Kahneman-Tversky Optimization", "arXiv 2402.01306, eq. 7", "w(1 − σ(±[β h(y) − KL]))",
         "kto", "kto",
-        {"beta": "0.1 (authors' code)", "desirable_weight": "1 (authors' code, for as many good as bad)", "undesirable_weight": "1 (the same)"},
+        {"beta": "0.1 (authors' code)", "desirable_weight": "1 (for as many good as bad)", "undesirable_weight": "1 (the same)"},
         "0.5", min_batch_size=2,
     ),
     "cpo": Method(
@@ -68,8 +68,9 @@ METHODS = {
         "reference_free", "orpo", {"beta": "0.1 (authors' λ)"},
     ),
     # Nothing called "Distributional Preference Optimization" is published under that name (and DNO elsewhere is Direct Nash
-    # Optimization, another thing); alignment by optimal transport (AOT) is what we mean by it: the DISTRIBUTION of the chosen answers' rewards is pushed above that of the rejected, by sorting
-    # both within a batch. With one pair there is nothing to sort and it would be exactly DPO.
+    # Optimization, another thing); alignment by optimal transport (AOT) is what we mean by it: the DISTRIBUTION of the chosen
+    # answers' rewards is pushed above that of the rejected, by sorting both within a batch. With one pair there is nothing to
+    # sort and it would be exactly DPO.
     "dno": Method(
         "Distributional preference alignment by optimal transport", "arXiv 2406.05882, alg. 1",
         "−log σ(β[h(c)₍ᵢ₎ − h(r)₍ᵢ₎]), both sorted within the batch",

@@ -49,6 +49,9 @@ def arguments(params: Params, training: Training, schedule: Schedule, epochs: fl
         "dataloader_pin_memory": on_gpu,
         "dataloader_num_workers": 2 if on_gpu else 0,
         "ddp_timeout": 24 * 3600,  # seconds that processes wait while the first one computes the reference
+        "ddp_find_unused_parameters": False,
+        "log_level": "error",
+        "log_level_replica": "error",
         "seed": params.seed,
         "data_seed": params.seed,
         "logging_steps": 1,

@@ -1,0 +1,79 @@
+"""Several processes give what one gives; the configurations for several GPUs are read as they are meant."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+
+from stages.params import Problem, read
+from stages.training import shared
+from tests.conftest import ROOT, Workspace
+
+CONFIGURATIONS = sorted((ROOT / "workflows/accelerate").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def project(workspace, tmp_path_factory) -> Workspace:
+    """Steps of two micro-batches."""
+    path = tmp_path_factory.mktemp("project") / "project"
+    shutil.copytree(workspace.path, path, ignore=shutil.ignore_patterns("test-*", ".cache"))
+    project = object.__new__(Workspace)
+    project.path, project.environment = path, {}
+    preference = {"models.nano.preference.batch_size": 8, "models.nano.preference.accumulation": 2}
+    project.set({"models.nano.sft.accumulation": 2, **preference})
+    return project
+
+
+def curve(project: Workspace, name: str) -> list[float]:
+    with (project.path / f"metrics/curves/{name}.tsv").open(encoding="utf-8") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file, delimiter="\t")]
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_two_processes_give_the_losses_of_one(project, stage):
+    project.run("python", "-m", f"stages.{stage}")
+    alone = curve(project, stage)
+    facts = json.loads((project.path / f"metrics/train_{stage}.json").read_text())
+    weights = load_file(project.path / f"models/{stage}/adapter_model.safetensors")
+    shutil.rmtree(project.path / ".cache")
+    result = project.run("torchrun", "--nproc_per_node", "2", "-m", f"stages.{stage}")
+    assert result.stdout.count(f"{stage}: {facts['steps']} steps") == 1  # the first process alone speaks and writes
+    whole = -1 if stage == "sft" else None  # the last step of sft is not full, and two processes fill it up
+    assert curve(project, stage)[:whole] == pytest.approx(alone[:whole], rel=2e-3)
+    together = load_file(project.path / f"models/{stage}/adapter_model.safetensors")
+    assert together.keys() == weights.keys()
+    assert json.loads((project.path / f"metrics/train_{stage}.json").read_text())["steps"] == facts["steps"]
+    assert not list((project.path / ".cache/checkpoints").glob("*/"))
+
+
+def test_accumulation_that_processes_cannot_share_is_refused(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    params = read()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert shared(params, params.models["qwen2_5-3b"].sft) == 2
+    with pytest.raises(Problem, match="accumulation is 1 for nano, which 4 processes cannot share: make it a multiple of 4"):
+        shared(params, params.chosen_model.sft)
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_a_configuration_is_accepted_by_accelerate(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes == {"single": 1}.get(path.stem, 2)
+    assert config.distributed_type.value == {"single": "NO", "fsdp2": "FSDP"}.get(path.stem, "MULTI_GPU")
+
+
+def test_the_fsdp_configuration_shards_in_version_2(monkeypatch):
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    config = str(ROOT / "workflows/accelerate/fsdp2.yaml")
+    arguments = launch_command_parser().parse_args(["--config_file", config, "-m", "stages.sft"])
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    arguments, _, _ = _validate_launch_command(arguments)
+    environment = prepare_multi_gpu_env(arguments)
+    assert (environment["ACCELERATE_USE_FSDP"], environment["FSDP_VERSION"]) == ("true", "2")
+    assert environment["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
