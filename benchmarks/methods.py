@@ -19,6 +19,7 @@ from statistics import mean, stdev
 from stages.methods import METHODS
 from tools.scores import lookup
 
+PREFERENCE = [name for name, method in METHODS.items() if method.trainer != "sft"]
 COLUMNS = {
     "exact match": "exact_match.value",
     "full sentence": "sentence_rate.value",
@@ -52,7 +53,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=PREFERENCE, choices=PREFERENCE)
     parser.add_argument("--split", choices=["validation", "test"], default="validation")
     parser.add_argument("-S", dest="set", action="append", default=[], metavar="key=value", help="as in dvc exp run")
     return parser.parse_args()

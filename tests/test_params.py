@@ -8,6 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages import params
+from stages.methods import METHODS
 from stages.params import Problem
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,11 @@ def changed(tmp_path, key, value):
     ("key", "value", "named"),
     [
         ("model", "qwen9", "model is 'qwen9': it must be one of nano, qwen3-1_7b, qwen2_5-3b, qwen2_5-7b"),
-        ("method", "ppo", "method is 'ppo': it must be one of dpo, ipo, kto, cpo, dno"),
+        ("method", "ppo", "method is 'ppo': it must be one of dpo, ipo, kto, cpo, simpo"),
+        ("method", "continued", "method is 'continued', which learns from no preferences: write refine: [continued]"),
+        ("data.continued", {}, "data.continued is empty: name a dataset"),
+        ("launch", "", "launch is ''"),
+        ("training.optimizer", "sgd", "training.optimizer is 'sgd': input should be 'adamw', 'adamw_8bit' or 'paged_adamw_8bit'"),
         ("refine", ["ppo"], "refine is 'ppo': it must be one of"),
         ("refine", ["ipo", "ipo"], "each pass can stand in it once"),
         ("seed", "seven", "seed is 'seven'"),
@@ -58,7 +63,10 @@ def changed(tmp_path, key, value):
         ("models.qwen2_5-7b.sft.lora", None, "4-bit weights cannot be trained in full"),
         ("methods.dpo.sft_weight", 0.5, "methods.dpo.sft_weight is not used by dpo"),
         ("methods.kto.desirable_weight", None, "methods.kto.desirable_weight is required by kto"),
-        ("methods.orpo", {"beta": 0.1, "learning_rate_factor": 1, "epochs": 1}, "methods is 'orpo': it must be one of"),
+        ("methods.dpo.beta", ..., "methods.dpo.beta is required by dpo"),
+        ("methods.continued.beta", 0.1, "methods.continued.beta is not used by continued"),
+        ("methods.exo.label_smoothing", 0.0, "methods.exo.label_smoothing is 0.0"),
+        ("methods.ppo", {"beta": 0.1, "learning_rate_factor": 1, "epochs": 1}, "methods is 'ppo': it must be one of"),
         ("datasets.instructions.cidar.adapter", ..., "datasets.instructions.cidar: needs `columns`"),
         ("datasets.instructions.cidar.path", "cidar.jsonl", "datasets.instructions.cidar: needs exactly one of"),
         ("datasets.preferences.cidar", {"repo": "x/y", "adapter": "z"}, "datasets.preferences.cidar: needs a `revision`"),
@@ -96,7 +104,7 @@ def test_broken_yaml_is_one_line(tmp_path):
 def test_every_model_and_method_is_accepted(tmp_path):
     for model in GOOD["models"]:
         assert params.read(changed(tmp_path, "model", model)).chosen_model.weights
-    for method in GOOD["methods"]:
+    for method in set(GOOD["methods"]) - {"continued"}:
         assert params.read(changed(tmp_path, "method", method)).method == method
 
 
@@ -106,7 +114,7 @@ def test_a_stage_ends_in_one_line_without_a_traceback(tmp_path):
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
     result = subprocess.run([sys.executable, "-m", "stages.sft"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 1
-    assert result.stderr == "error: params.yaml: method is 'ppo': it must be one of dpo, ipo, kto, cpo, dno\n"
+    assert result.stderr == "error: params.yaml: method is 'ppo': it must be one of " + ", ".join(METHODS) + "\n"
 
 
 def test_reading_what_dvc_yaml_does_not_declare_fails():

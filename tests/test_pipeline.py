@@ -9,7 +9,8 @@ import pytest
 from tests.conftest import TINY, Workspace
 
 EVERY_STAGE = {
-    "fetch@instructions", "fetch@preferences", "fetch@benchmarks", "base", "format@instructions", "format@preferences", "report",
+    "fetch@instructions", "fetch@preferences", "fetch@continued", "fetch@benchmarks", "base",
+    "format@instructions", "format@preferences", "format@continued", "report",
     "sft", "dpo", "evaluate@base", "evaluate@sft", "evaluate@dpo",
 }  # fmt: skip
 
@@ -35,7 +36,10 @@ def test_a_bad_value_stops_the_first_stage_with_one_line(project):
     result = project.run("dvc", "repro", check=False)
     project.set({"method": "dpo"})
     assert result.returncode != 0
-    assert "error: params.yaml: method is 'ppo': it must be one of dpo, ipo, kto, cpo, dno\n" in result.stdout + result.stderr
+    assert (
+        "error: params.yaml: method is 'ppo': it must be one of dpo, ipo, kto, cpo, simpo, orpo, dno, robust, hinge,"
+        in result.stdout + result.stderr
+    )
     assert "Traceback" not in result.stdout + result.stderr
     assert len(stages_run(result.stdout)) == 1
 
@@ -115,9 +119,13 @@ def test_the_text_policy_runs_format_onward(project):
 
 def test_a_refinement_is_one_more_pass_with_its_own_evaluation(project):
     project.run("dvc", "checkout")
-    ran = stages_run(project.run("dvc", "exp", "run", "-S", "refine=[ipo]").stdout)
-    assert {"refine@ipo", "evaluate_refined@ipo"} <= ran
-    assert not ran & {"sft", "dpo"}
-    provenance = json.loads((project.path / "models/refine-ipo/provenance.json").read_text(encoding="utf-8"))
-    assert [link["checkpoint"] for link in provenance["chain"]] == ["models/sft", "models/dpo"]
-    assert json.loads((project.path / "metrics/refine-ipo.json").read_text())["exact_match"]["n"]
+    ran = stages_run(project.run("dvc", "exp", "run", "-S", "refine=[ipo,continued]").stdout)
+    assert ran == {"refine@ipo", "evaluate_refined@ipo", "refine@continued", "evaluate_refined@continued"}
+    for item in ("ipo", "continued"):
+        provenance = json.loads((project.path / f"models/refine-{item}/provenance.json").read_text(encoding="utf-8"))
+        assert [link["checkpoint"] for link in provenance["chain"]] == ["models/sft", "models/dpo"]
+        assert provenance["method"] == item
+        assert json.loads((project.path / f"metrics/refine-{item}.json").read_text())["exact_match"]["n"]
+    # β is 0.1 x 0.5, and the reference the policy of models/dpo: at the start 1 / 4β²
+    facts = json.loads((project.path / "metrics/train_refine-ipo.json").read_text(encoding="utf-8"))
+    assert facts["start_loss"] == pytest.approx(100, rel=1e-3)

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
