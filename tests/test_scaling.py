@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import time
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
@@ -76,3 +77,23 @@ def test_the_fsdp_configuration_shards_in_version_2(monkeypatch):
     environment = prepare_multi_gpu_env(arguments)
     assert (environment["ACCELERATE_USE_FSDP"], environment["FSDP_VERSION"]) == ("true", "2")
     assert environment["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+
+
+def test_a_queue_runs_methods_side_by_side(tmp_path_factory):
+    project = Workspace(tmp_path_factory.mktemp("queue"))
+    project.under_git(tmp_path_factory.mktemp("remote"))
+    project.run("dvc", "repro", "-q", "sft")
+    project.commit("sft")
+    for method in ("ipo", "kto"):
+        project.run("dvc", "exp", "run", "--queue", "-n", method, "-S", f"method={method}", "dpo")
+    project.environment = {"CUDA_VISIBLE_DEVICES": "0"}
+    project.run("dvc", "queue", "start", "-j", "1")
+    project.environment = {"CUDA_VISIBLE_DEVICES": "1"}
+    project.run("dvc", "queue", "start", "-j", "2")
+    end = time.monotonic() + 240
+    while time.monotonic() < end and project.run("dvc", "queue", "status").stdout.count("Success") < 2:
+        time.sleep(3)
+    status = project.run("dvc", "queue", "status").stdout
+    assert status.count("Success") == 2, status
+    baseline = json.loads(project.run("dvc", "exp", "show", "--json").stdout)[1]
+    assert {experiment["name"] for experiment in baseline["experiments"]} == {"ipo", "kto"}

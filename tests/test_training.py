@@ -13,6 +13,7 @@ from stages import dpo, modeling, reference, sft, training
 from stages.methods import METHODS
 from stages.params import Problem, read
 from stages.prompts import END_OF_TEXT, TEMPLATES
+from tests.conftest import ROOT
 
 PREFERENCE = [name for name, method in METHODS.items() if method.trainer != "sft"]
 START_KNOWN = [name for name in PREFERENCE if METHODS[name].start]
@@ -335,3 +336,13 @@ def test_the_same_seed_gives_the_same_adapter_file(inside):
     train(sft_trainer(params), "again", params)
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert Path("models/test-again", name).read_bytes() == Path("models/sft", name).read_bytes()
+
+
+def test_the_documentation_lists_every_method_as_it_is():
+    text = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    for name in PREFERENCE:
+        method = METHODS[name]
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
+        said = "; ".join(f"{key} {value}" for key, value in method.hyperparameters.items())
+        assert all(part in row for part in (method.name, method.equation, said)), name
+        assert (f"batch_size ≥ {method.min_batch_size}" in row) == (method.min_batch_size > 1)
