@@ -79,13 +79,16 @@ def remove_unused(folder: Path) -> None:
 
 
 def last_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: the trainer writes trainer_state.json last."""
+    """The newest checkpoint that was written to its end, of those before the last step (from that one the trainer would take one
+    step more)."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    return next((path for path in found if is_whole(path)), None)
+    return next((path for path in found if steps_left(path)), None)
 
 
-def is_whole(checkpoint: Path) -> bool:
+def steps_left(checkpoint: Path) -> int:
+    """0 for a checkpoint that is not whole: the trainer writes trainer_state.json last."""
     try:
-        return "global_step" in read_json(checkpoint / "trainer_state.json")
+        state = read_json(checkpoint / "trainer_state.json")
+        return state["max_steps"] - state["global_step"]
     except (FileNotFoundError, ValueError):
-        return False
+        return 0

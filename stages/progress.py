@@ -111,7 +111,7 @@ def tokens_seen(history: list[dict]) -> int:
 
 
 def peak_memory() -> float:
-    """GB: of the GPU's allocator, or of this process where there is no GPU."""
+    """GB (2**30 bytes): of the GPU's allocator, or of this process where there is no GPU."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from stages import checkpoints
+from stages import checkpoints, modeling, sft, training
+from stages.params import read
 from tests.conftest import Workspace
 
+KILLS = 7
 TIMING = {"seconds", "tokens_per_second", "peak_memory_gb"}
 # Processes are forked from one that has imported the libraries: seconds less each.
 CONTEXT = get_context("forkserver")
@@ -57,9 +59,10 @@ def result(project: Workspace, name: str) -> dict:
     return found | {key: value for key, value in facts.items() if key not in TIMING}
 
 
-def partial(root: Path) -> bool:
-    """Whether a checkpoint is being written right now."""
-    return any(not (path / "trainer_state.json").exists() for path in root.glob("*/checkpoint-*"))
+def being_written(root: Path, since: float) -> bool:
+    """Whether a checkpoint is (or was, when its process was killed) being written."""
+    folders = [path for path in root.glob("*/checkpoint-*") if not (path / "trainer_state.json").exists()]
+    return any(folder.stat().st_mtime > since for folder in folders)
 
 
 def wait_until(condition, process, seconds: float = 60) -> None:
@@ -68,32 +71,39 @@ def wait_until(condition, process, seconds: float = 60) -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
-def test_a_run_killed_again_and_again_ends_in_the_same_bytes(project, stage):
+def finish(project: Workspace, stage: str) -> None:
     process = start(project, stage)
     process.join()
-    assert process.exitcode == 0
+    assert process.exitcode == 0, (project.path / "log.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("stage", "quantization"), [("sft", "none"), ("dpo", "none"), ("dpo", "nf4")])
+def test_a_run_killed_again_and_again_ends_in_the_same_bytes(project, stage, quantization):
+    if quantization == "nf4":
+        project.set({"models.nano.weights.quantization": "nf4", "models.nano.weights.dtype": "bfloat16"})
+        finish(project, "sft")
+    finish(project, stage)
     whole = result(project, stage)
     shutil.rmtree(project.path / f"models/{stage}")
 
-    root, rng, halves = project.path / ".cache/checkpoints", random.Random(3), 0
-    for kill in range(100):
+    root, log, rng, halves = project.path / ".cache/checkpoints", project.path / "log.txt", random.Random(3), 0
+    for kill in range(KILLS):
+        began, resumed = time.time(), log.read_text(encoding="utf-8").count("going on")
         process = start(project, stage)
-        wait_until(lambda: list(root.glob("*/checkpoint-*")), process)
-        if kill % 2:
-            wait_until(lambda: partial(root), process)
+        if kill == 0:
+            wait_until(lambda: list(root.glob("*/checkpoint-*")), process)
         else:
-            process.join(rng.uniform(0, 2))
-        if not process.is_alive():
-            break
+            wait_until(lambda n=resumed: log.read_text(encoding="utf-8").count("going on") > n, process)
+        if kill % 2:
+            wait_until(lambda t=began: being_written(root, t), process)
+        else:
+            process.join(rng.uniform(0, 1))
         process.kill()
         process.join()
-        halves += partial(root)
-    assert process.exitcode == 0
-    assert kill >= 4
+        halves += being_written(root, began)
     assert halves  # some checkpoint was cut while it was being written
-    log = (project.path / "log.txt").read_text(encoding="utf-8")
-    assert log.count("going on from checkpoint-") >= 4
+    finish(project, stage)
+    assert log.read_text(encoding="utf-8").count("going on from checkpoint-") >= KILLS - 2
     assert result(project, stage) == whole
     assert not list(root.glob("*/"))  # nothing is left of it
 
@@ -137,12 +147,27 @@ def test_a_full_disk_costs_no_more_than_a_checkpoint(project):
         assert log.rstrip().endswith("error: sft: the disk is full: free some space; the same command goes on from its last checkpoint")
         assert "Traceback" not in log
         subprocess.run(["mount", "-o", "remount,size=100m", str(root)], check=True)
-        process = start(project, "sft")
-        process.join()
-        assert process.exitcode == 0
+        finish(project, "sft")
         assert "going on from checkpoint-" in (project.path / "log.txt").read_text(encoding="utf-8")
     finally:
         subprocess.run(["umount", str(root)], check=True)
+
+
+def test_a_kill_after_the_last_step_costs_nothing(inside, monkeypatch):
+    """The metrics are written from the last checkpoint alone."""
+    params = read()
+    params = params.model_copy(update={"sft": params.sft.model_copy(update={"epochs": 0.2})})
+
+    def run():
+        trainer = sft.build(params, sft.start(params), sft.DATA, params.sft.epochs, params.chosen_model.sft.learning_rate)
+        return training.run(trainer, "test-end", params, {"chain": []})
+
+    whole = run()
+    with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
+        broken.setattr(modeling, "save_checkpoint", lambda *_: 1 / 0)
+        run()
+    again = run()
+    assert {key: whole[key] for key in whole.keys() - TIMING} == {key: again[key] for key in again.keys() - TIMING}
 
 
 def test_two_processes_do_not_train_the_same_run_at_once(project):
@@ -154,7 +179,8 @@ def test_two_processes_do_not_train_the_same_run_at_once(project):
 
 
 def test_a_checkpoint_counts_when_its_state_was_written_whole(tmp_path):
-    for step, state in ((3, '{"global_step": 3}'), (6, '{"global_step": 6}'), (9, '{"global_st'), (12, None)):
+    states = {step: json.dumps({"global_step": step, "max_steps": 15}) for step in (3, 6, 15)}
+    for step, state in {**states, 9: states[6][:10], 12: None}.items():
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         if state:
