@@ -9,7 +9,7 @@ repro: .venv/ready
 	python -m tools.scores
 
 test: .venv/ready
-	pytest
+	pytest -n 2 --dist loadfile
 
 lint: .venv/ready
 	ruff check .

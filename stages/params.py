@@ -29,6 +29,7 @@ from pydantic import (
 )
 from ruamel.yaml import YAML
 
+from stages import memory
 from stages.methods import METHODS
 from stages.prompts import TEMPLATES
 
@@ -151,6 +152,12 @@ class Refinement(Section):
     beta_factor: Positive
 
 
+class Hardware(Section):
+    """Of the GPU that training must fit: stages/memory.py."""
+
+    vram_gb: Positive
+
+
 class Common(Section):
     """What every training stage shares."""
 
@@ -255,6 +262,7 @@ class Params(Section):
     text: Text
     prompt: Prompt
     format: Format
+    hardware: Hardware
     training: Common
     sft: Sft
     preference: Schedule
@@ -297,6 +305,11 @@ class Params(Section):
             if batch < METHODS[name].min_batch_size:
                 key = f"models.{self.model}.preference.batch_size"
                 raise ValueError(f"{key} is {batch}: {name} compares rows of a batch and needs at least {METHODS[name].min_batch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def training_fits(self) -> "Params":
+        memory.check(self)
         return self
 
     @property

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, Trainer
 
 from stages import checkpoints, memory, modeling
 from stages.files import read_json, replace_file, write_json
-from stages.params import Params, Problem, Schedule, Training
+from stages.params import Params, Problem, Schedule, Training, read
 from stages.progress import CURVES, Progress, Watch, peak_memory, tokens_seen
 
 OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
@@ -95,7 +95,7 @@ def run(trainer: Trainer, name: str, params: Params, provenance: dict) -> dict:
             tokens = tokens_seen(read_json(resumed / "trainer_state.json")["log_history"])
             trainer._total_train_tokens = tokens  # TRL would count from nothing again
         started = time.monotonic()
-        with explained(name, params):
+        with explained(name):
             trainer.train(resume_from_checkpoint=resumed and str(resumed))
         found = facts(trainer, tokens, time.monotonic() - started)
         if trainer.state.global_step < trainer.state.max_steps:
@@ -109,12 +109,12 @@ def run(trainer: Trainer, name: str, params: Params, provenance: dict) -> dict:
 
 
 @contextmanager
-def explained(name: str, params: Params) -> Iterator[None]:
+def explained(name: str) -> Iterator[None]:
     """One line with a cure for what stops a good run: no memory, no disk, or a person."""
     try:
         yield
     except torch.OutOfMemoryError:
-        raise Problem(f"{name} is out of GPU memory: {memory.advice(params, name)}") from None
+        raise Problem(memory.advice(read(), name)) from None  # read(): the plan asks for more than a stage may see
     except KeyboardInterrupt:
         raise Problem(f"{name} was interrupted: the same command goes on from its last checkpoint") from None
     except (OSError, RuntimeError, SafetensorError) as error:

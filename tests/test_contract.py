@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 ENTRIES = {name: entry.get("do", entry) for name, entry in STAGES.items()}
 # Not dependencies: they check and write, and cannot change a result. Their edits should not cost anyone an sft run.
-PLUMBING = {"stages/params.py", "stages/files.py"}
+PLUMBING = {"stages/params.py", "stages/memory.py", "stages/files.py"}
 
 
 def imported(path: Path, seen: set[str]) -> set[str]:
