@@ -24,8 +24,9 @@ def main() -> None:
     with stage("dpo") as params:
         from stages import modeling, training
 
-        trainer = build(params, params.method, PARENT)
-        training.run(trainer, "dpo", params, modeling.provenance(params, DATA, PARENT) | {"method": params.method})
+        with training.explained("dpo"):
+            trainer = build(params, params.method, PARENT)
+            training.run(trainer, "dpo", params, modeling.provenance(params, DATA, PARENT) | {"method": params.method})
 
 
 def build(params: Params, method: str, parent: Path, beta_factor: float = 1.0) -> "PairTrainer | SingleTrainer | ReferenceFreeTrainer":

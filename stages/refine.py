@@ -6,9 +6,13 @@ python -m stages.refine continued    on data.continued, as sft does it
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages import dpo, sft
-from stages.params import stage
+from stages.params import Params, stage
+
+if TYPE_CHECKING:
+    from trl import SFTTrainer
 
 PARENT = Path("models/dpo")
 CONTINUED = Path("data/formatted/continued/train.parquet")
@@ -18,15 +22,18 @@ def main(item: str) -> None:
     with stage("refine", item) as params:
         from stages import modeling, training
 
-        method, data = params.methods[item], CONTINUED if item == "continued" else dpo.DATA
-        provenance = modeling.provenance(params, data, PARENT) | {"method": item}
-        if item == "continued":
-            model = modeling.load_checkpoint(params.chosen_model.weights, PARENT, trainable=True)
-            rate = params.chosen_model.sft.learning_rate * method.learning_rate_factor
-            trainer = sft.build(params, model, data, method.epochs, rate)
-        else:
-            trainer = dpo.build(params, item, PARENT, params.refinement.beta_factor)
-        training.run(trainer, f"refine-{item}", params, provenance)
+        with training.explained(f"refine-{item}"):
+            data = CONTINUED if item == "continued" else dpo.DATA
+            trainer = continued(params) if item == "continued" else dpo.build(params, item, PARENT, params.refinement.beta_factor)
+            training.run(trainer, f"refine-{item}", params, modeling.provenance(params, data, PARENT) | {"method": item})
+
+
+def continued(params: Params) -> "SFTTrainer":
+    from stages import modeling
+
+    own = params.methods["continued"]
+    model = modeling.load_checkpoint(params.chosen_model.weights, PARENT, trainable=True)
+    return sft.build(params, model, CONTINUED, own.epochs, params.chosen_model.sft.learning_rate * own.learning_rate_factor)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ def main() -> None:
     with stage("sft") as params:
         from stages import modeling, training
 
-        model = start(params)
-        trainer = build(params, model, DATA, params.sft.epochs, params.chosen_model.sft.learning_rate)
-        training.run(trainer, "sft", params, modeling.provenance(params, DATA, parent=None))
+        with training.explained("sft"):
+            trainer = build(params, start(params), DATA, params.sft.epochs, params.chosen_model.sft.learning_rate)
+            training.run(trainer, "sft", params, modeling.provenance(params, DATA, parent=None))
 
 
 def start(params: Params) -> "PreTrainedModel | PeftModel":

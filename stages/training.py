@@ -78,7 +78,7 @@ def shared(params: Params, training: Training) -> int:
 def run(trainer: Trainer, name: str, params: Params, provenance: dict) -> dict:
     """Train, from the last whole checkpoint of this very run if there is one; then write models/<name>, its curves and metrics.
 
-    Raises Problem, with a cure, where the loss is lost, memory or the disk is full, or the run was stopped before its end.
+    Raises Problem, with a cure, where the loss is lost or the run was stopped before its end.
     """
     precision = modeling.compute_dtype(params.chosen_model.weights)
     if str(precision) != f"torch.{params.chosen_model.weights.dtype}":
@@ -95,8 +95,7 @@ def run(trainer: Trainer, name: str, params: Params, provenance: dict) -> dict:
             tokens = tokens_seen(read_json(resumed / "trainer_state.json")["log_history"])
             trainer._total_train_tokens = tokens  # TRL would count from nothing again
         started = time.monotonic()
-        with explained(name):
-            trainer.train(resume_from_checkpoint=resumed and str(resumed))
+        trainer.train(resume_from_checkpoint=resumed and str(resumed))
         found = facts(trainer, tokens, time.monotonic() - started)
         if trainer.state.global_step < trainer.state.max_steps:
             raise Problem(f"{name} stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: run again to go on")
@@ -110,7 +109,7 @@ def run(trainer: Trainer, name: str, params: Params, provenance: dict) -> dict:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """One line with a cure for what stops a good run: no memory, no disk, or a person."""
+    """Around a training stage: one line with a cure for what stops a good run, be it no memory, no disk, or a person."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+
+from tests.conftest import ROOT
 
 
 def test_all_variants_train_on_the_same_tokens_and_learn(tmp_path):

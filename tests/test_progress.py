@@ -15,9 +15,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages import dpo, training
-from stages.params import Problem, read
+from stages import dpo, reference
+from stages.params import read
 from stages.progress import Watch
+from stages.trainers import PairTrainer
 
 STATE = SimpleNamespace(global_step=20, max_steps=100, is_world_process_zero=True)
 
@@ -64,16 +65,18 @@ def test_answers_that_repeat_themselves_are_said(watch, capsys, inside):
     assert "warning: dpo, step 25: answers repeat themselves ('" in capsys.readouterr().out
 
 
-def test_out_of_gpu_memory_names_what_to_lower(inside, monkeypatch):
-    params = read()
-    trainer = dpo.build(params, "dpo", Path("models/sft"))
+@pytest.mark.parametrize("where", ["scored", "training_step"])
+def test_out_of_gpu_memory_names_what_to_lower(inside, monkeypatch, where):
+    """In the reference pass as in a step."""
 
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(trainer, "training_step", full)
-    with pytest.raises(Problem, match=r"^models.nano.preference.*: dpo ran out of GPU memory; .* GB were predicted; .* needs .* GB$"):
-        training.run(trainer, "dpo", params, {"test": "memory"})
+    monkeypatch.setattr(reference if where == "scored" else PairTrainer, where, full)
+    monkeypatch.setenv("DVC_ROOT", str(inside.path / "nothing-there"))  # no reference on disk
+    cure = r"error: models.nano.preference.*: dpo ran out of GPU memory; .* GB were predicted; .* needs .* GB"
+    with pytest.raises(SystemExit, match=cure):
+        dpo.main()
 
 
 def in_a_terminal(command: list[str], folder: Path) -> list[str]:
