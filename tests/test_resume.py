@@ -27,10 +27,7 @@ CONTEXT.set_forkserver_preload(["stages.training", "stages.trainers", "trl.train
 @pytest.fixture
 def project(workspace, tmp_path) -> Workspace:
     """A copy of the workspace whose sft is still to be done."""
-    shutil.copytree(workspace.path, tmp_path / "project", ignore=shutil.ignore_patterns("test-*", ".cache"))
-    project = object.__new__(Workspace)
-    project.path, project.environment = tmp_path / "project", {}
-    return project
+    return workspace.copy(tmp_path / "project")
 
 
 def work(folder: str, stage: str, log: str) -> None:
@@ -154,7 +151,7 @@ def test_a_full_disk_costs_no_more_than_a_checkpoint(project):
 
 
 def test_a_kill_after_the_last_step_costs_nothing(inside, monkeypatch):
-    """The metrics are written from the last checkpoint alone."""
+    """The checkpoint before the last one is taken, and its few steps are trained again."""
     params = read()
     params = params.model_copy(update={"sft": params.sft.model_copy(update={"epochs": 0.2})})
 

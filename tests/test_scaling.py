@@ -19,10 +19,7 @@ CONFIGURATIONS = sorted((ROOT / "workflows/accelerate").glob("*.yaml"))
 @pytest.fixture(scope="module")
 def project(workspace, tmp_path_factory) -> Workspace:
     """Steps of two micro-batches."""
-    path = tmp_path_factory.mktemp("project") / "project"
-    shutil.copytree(workspace.path, path, ignore=shutil.ignore_patterns("test-*", ".cache"))
-    project = object.__new__(Workspace)
-    project.path, project.environment = path, {}
+    project = workspace.copy(tmp_path_factory.mktemp("project") / "project")
     preference = {"models.nano.preference.batch_size": 8, "models.nano.preference.accumulation": 2}
     project.set({"models.nano.sft.accumulation": 2, **preference})
     return project
