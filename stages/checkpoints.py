@@ -6,7 +6,6 @@ the last whole one, so a stale or a foreign checkpoint is never picked up; the f
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from stages.files import read_json
+from stages.files import cache, read_json
 
 STALE = 14 * 24 * 3600  # seconds after which the checkpoints of an abandoned run are removed
 
@@ -25,8 +24,7 @@ STALE = 14 * 24 * 3600  # seconds after which the checkpoints of an abandoned ru
 @contextmanager
 def claimed(name: str, determinants: dict, accelerator: Accelerator) -> Iterator[Path]:
     """The folder of a run, for its processes alone; removed when the block ends well, with what abandoned runs left."""
-    # DVC names the repository here, also where an experiment runs in a temporary copy.
-    root = Path(os.environ.get("DVC_ROOT", ".")) / ".cache/checkpoints"
+    root = cache("checkpoints")
     folder = root / f"{name}-{digest(determinants)}"
     root.mkdir(parents=True, exist_ok=True)
     first = accelerator.is_main_process

@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees the old file or the whole new one, never a half. And JSON, both ways."""
+"""Atomic writes: a reader sees the old file or the whole new one, never a half. JSON, both ways. And where caches lie."""
 
 import json
 import os
@@ -33,6 +33,11 @@ def replace_folder(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def cache(name: str) -> Path:
+    """A folder for what can be made again, beside the repository's other caches, also where an experiment runs in a temporary copy."""
+    return Path(os.environ.get("DVC_ROOT", "."), ".cache", name)
 
 
 def read_json(path: Path) -> dict:

@@ -371,18 +371,18 @@ def _explain(error: dict) -> str:
 # --- what a stage may see ------------------------------------------------------------------------------------------------
 
 
-def declaration(name: str) -> dict:
-    """The stage's entry in dvc.yaml: the entry itself, or the `do` of a foreach."""
+def declaration(name: str) -> tuple[dict, Any]:
+    """The stage's entry in dvc.yaml (of a foreach, its `do`), and what its foreach goes over."""
     entry = _yaml(Path("dvc.yaml"))["stages"][name]
-    return entry.get("do", entry)
+    return entry.get("do", entry), entry.get("foreach", [])
 
 
 def declared_keys(name: str, params: Params, item: str = "") -> list[str]:
     """The params that dvc.yaml declares for a stage, with ${…} filled in."""
-    each = _yaml(Path("dvc.yaml"))["stages"][name].get("foreach", [])
+    entry, each = declaration(name)
     value = each[item] if isinstance(each, dict) else item
     values = {"model": params.model, "method": params.method, "key": item, "item": value}
-    return [re.sub(r"\$\{(\w+)\}", lambda m: values[m[1]], key) for key in declaration(name).get("params", [])]
+    return [re.sub(r"\$\{(\w+)\}", lambda m: values[m[1]], key) for key in entry.get("params", [])]
 
 
 def only(value: Any, keys: list[str]) -> Any:
@@ -448,14 +448,15 @@ def quiet() -> None:
 
 def _snapshot(name: str, params: Params, item: str) -> dict[str, str]:
     """The values of a stage's params and the digests of its modules, as they are now."""
-    modules = [Path(path) for path in declaration(name)["deps"] if path.endswith(".py")]
-    values = {key: repr(value_of(params, key)) for key in declared_keys(name, params, item)}
+    modules = [Path(path) for path in declaration(name)[0]["deps"] if path.endswith(".py")]
+    whole = params.model_dump()
+    values = {key: repr(value_of(whole, key)) for key in declared_keys(name, params, item)}
     return values | {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in modules}
 
 
-def value_of(params: Params, key: str) -> Any:
+def value_of(params: dict, key: str) -> Any:
     """The value of a dotted key; None where it does not exist."""
-    value: Any = params.model_dump()
+    value: Any = params
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value

@@ -76,15 +76,14 @@ class Watch(TrainerCallback):
             return
         margin = fmean(entry["rewards/margins"] for entry in self.recent)
         if margin > self.SATURATED:
-            self.warn(state, f"the margin has exploded to {margin:.1f}: lower the learning rate, or train for fewer epochs")
+            self.warn(state, "margin", f"the margin has exploded to {margin:.1f}: lower the learning rate, or train for fewer epochs")
         if self.beta:
             gained = fmean(entry["rewards/chosen"] for entry in self.recent) / self.beta
             before = fmean(entry["logps/chosen"] for entry in self.recent) - gained
             if -gained > max(self.FALLEN[0], self.FALLEN[1] * -before):
-                self.warn(
-                    state, f"chosen answers have become less probable ({before:.0f} → {before + gained:.0f} nats): lower the rate, "
-                    "or take a method with an SFT term (cpo, rpo)"
-                )  # fmt: skip
+                change = f"({before:.0f} → {before + gained:.0f} nats)"
+                cure = "lower the rate, or take a method with an SFT term (cpo, rpo)"
+                self.warn(state, "chosen", f"chosen answers have become less probable {change}: {cure}")
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         quarters = {state.max_steps * quarter // 4 for quarter in (1, 2, 3)}
@@ -96,10 +95,9 @@ class Watch(TrainerCallback):
         model.train()
         worst = max(answers, key=lambda answer: answer.repetition)
         if worst.repetition > self.REPEATED:
-            self.warn(state, f"answers repeat themselves ({worst.text[:60]!r}): lower the learning rate")
+            self.warn(state, "repetition", f"answers repeat themselves ({worst.text[:60]!r}): lower the learning rate")
 
-    def warn(self, state, text: str) -> None:
-        kind = text.split("(")[0][:24]
+    def warn(self, state, kind: str, text: str) -> None:
         if kind not in self.said and state.is_world_process_zero:
             self.said.add(kind)
             tqdm.write(f"warning: {self.name}, step {state.global_step}: {text}")

@@ -7,10 +7,8 @@ it cannot go stale. `.cache/` can be deleted at any time.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +16,8 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import Trainer
 
-from stages.files import replace_file
+from stages.files import cache, replace_file
+from stages.modeling import LIBRARIES
 
 TOKENS = 4096  # of a batch, padding included; a forward pass of so many needs less memory than a training step of two sequences
 KEPT = 50  # files; the oldest go first
@@ -46,8 +45,7 @@ def add_columns(dataset: Dataset, columns: dict[str, tuple[str, str]], trainer: 
 def log_probabilities(texts: set[Text], trainer: Trainer, policy: str) -> dict[Text, float]:
     """From disk, or else computed and written there. The batches depend on nothing but the texts, so both are the same numbers."""
     ordered = sorted(texts, key=lambda text: (-length(text), text))
-    # Beside the repository's other caches, also where an experiment runs in a temporary copy.
-    folder = Path(os.environ.get("DVC_ROOT", ".")) / ".cache/reference"
+    folder = cache("reference")
     path = folder / f"{digest(ordered, trainer, policy)}.npy"
     with trainer.accelerator.main_process_first():  # the others then find the file
         if not path.exists():
@@ -62,7 +60,7 @@ def log_probabilities(texts: set[Text], trainer: Trainer, policy: str) -> dict[T
 
 def digest(ordered: Iterable[Text], trainer: Trainer, policy: str) -> str:
     computing = [trainer.args.device.type, str(trainer.accelerator.mixed_precision), TOKENS]
-    libraries = [version(name) for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")]
+    libraries = [version(name) for name in LIBRARIES]
     found = hashlib.sha256(json.dumps([policy, computing, libraries]).encode())
     for prompt, answer in ordered:
         found.update(len(prompt).to_bytes(8, "little") + prompt + len(answer).to_bytes(8, "little") + answer)

@@ -11,7 +11,8 @@ from stages.params import Lora, Params, stage
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-    from trl import SFTTrainer
+
+    from stages.supervised import AnswerTrainer
 
 DATA = Path("data/formatted/instructions/train.parquet")
 
@@ -46,11 +47,12 @@ def adapter(lora: Lora) -> dict:
     return {theirs: getattr(lora, ours) for ours, theirs in names.items()}
 
 
-def build(params: Params, model: "PreTrainedModel | PeftModel", data: Path, epochs: float, learning_rate: float) -> "SFTTrainer":
+def build(params: Params, model: "PreTrainedModel | PeftModel", data: Path, epochs: float, learning_rate: float) -> "AnswerTrainer":
     """The trainer of a model on formatted rows. Packed documents do not see each other; unpacked ones are batched by length."""
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     from stages import modeling, training
+    from stages.supervised import AnswerTrainer
 
     tokenizer = modeling.load_tokenizer(params.prompt)
     config = SFTConfig(
@@ -62,7 +64,7 @@ def build(params: Params, model: "PreTrainedModel | PeftModel", data: Path, epoc
     )
     rows = training.load_rows(data, ["prompt", "completion"])
     with modeling.trained_in_fp32(model):
-        return SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
+        return AnswerTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
 
 
 if __name__ == "__main__":

@@ -8,48 +8,42 @@ from trl import DPOTrainer, KTOTrainer
 from stages import reference
 
 
-class PairTrainer(DPOTrainer):
-    """DPOTrainer for a policy that is its own reference before its first step: no second model or adapter stays in memory.
+class LookedUp:
+    """A preference trainer for a policy that is its own reference before its first step: no second model or adapter stays in memory.
 
-    Wants precompute_ref_log_probs=True, and `add_reference` before it trains.
+    Wants precompute_ref_log_probs=True. TRL would fill in the reference's log-probabilities when the trainer is made, but then it has
+    changed the precision of the adapter: where there is a reference, `add_reference` does it later.
     """
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        drop_copy(self.model)
-        return dataset  # not yet: TRL has changed the precision of the adapter
+        if "ref" in getattr(self.model, "peft_config", {}):
+            self.model.delete_adapter("ref")  # a frozen copy of the adapter, which TRL has just made
+        return dataset
 
+
+class PairTrainer(LookedUp, DPOTrainer):
     def add_reference(self, policy: str) -> None:
         """`policy` identifies the weights of the model, which nothing has trained yet."""
         pairs = {"ref_chosen_logps": ("prompt_ids", "chosen_ids"), "ref_rejected_logps": ("prompt_ids", "rejected_ids")}
         self.train_dataset = reference.add_columns(self.train_dataset, pairs, self, policy)
 
 
-class SingleTrainer(KTOTrainer):
-    """The same of KTOTrainer, whose KL estimate has a reference too: each prompt with the answer of its neighbour."""
-
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        drop_copy(self.model)
-        return dataset
+class SingleTrainer(LookedUp, KTOTrainer):
+    """KTO's estimate of KL has a reference too: each prompt with the answer of its neighbour."""
 
     def add_reference(self, policy: str) -> None:
         for name, answers in (("ref_logps", "completion_ids"), ("ref_KL_logps", "KL_completion_ids")):
             self.train_dataset = reference.add_columns(self.train_dataset, {name: ("prompt_ids", answers)}, self, policy)
 
 
-class ReferenceFreeTrainer(DPOTrainer):
+class ReferenceFreeTrainer(LookedUp, DPOTrainer):
     """CPO, SimPO and ORPO. The losses are those of trl.experimental, which builds the whole logits (7B at 2,048 tokens cannot
     afford that in 12 GB); here log-probabilities come in chunks, from DPOTrainer's fused LM head.
-
-    Wants precompute_ref_log_probs=True, so that no reference is made.
     """
 
     def __init__(self, *args, loss: str, sft_weight: float | None, simpo_gamma: float | None, **kwargs):
         self.loss, self.sft_weight, self.simpo_gamma = loss, sft_weight, simpo_gamma
         super().__init__(*args, **kwargs)
-
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        drop_copy(self.model)
-        return dataset
 
     def _compute_loss(self, model, inputs, return_outputs):
         text, answer = inputs["attention_mask"], inputs["completion_mask"][:, 1:]
@@ -86,12 +80,6 @@ class ReferenceFreeTrainer(DPOTrainer):
             metrics[name].append(self.accelerator.gather(value.detach()).mean().item())
         self._total_train_tokens += self.accelerator.gather(text.sum()).sum().item()
         metrics["num_tokens"] = [self._total_train_tokens]
-
-
-def drop_copy(model) -> None:
-    """Delete the frozen copy of the adapter that TRL has just made: the policy itself is the reference, before its first step."""
-    if "ref" in getattr(model, "peft_config", {}):
-        model.delete_adapter("ref")
 
 
 def log1mexp(x: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
+from trl import SFTTrainer
 
 from stages import dpo, modeling, reference, sft, training
 from stages.methods import METHODS
@@ -202,7 +203,7 @@ def test_packed_documents_give_the_padded_loss_and_do_not_see_each_other(inside)
         total, tokens = 0.0, 0
         for batch in trainer.get_train_dataloader():
             count = int((batch["labels"][:, 1:] != -100).sum())
-            loss = trainer.compute_loss(trainer.model, dict(batch)) * count
+            loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=1)
             loss.backward()
             total, tokens = total + loss.item(), tokens + count
         gradients = [p.grad.flatten() / tokens for p in trainer.model.parameters() if p.grad is not None]
@@ -214,6 +215,8 @@ def test_packed_documents_give_the_padded_loss_and_do_not_see_each_other(inside)
     assert torch.nn.functional.cosine_similarity(gradient, their_gradient, dim=0) > 0.9999
 
     batch = next(iter(packed.get_train_dataloader()))
+    fused = SFTTrainer.compute_loss(packed, packed.model, dict(batch), num_items_in_batch=1)  # logits of prompts too
+    assert packed.compute_loss(packed.model, dict(batch), num_items_in_batch=1).item() == pytest.approx(fused.item(), rel=1e-5)
     starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
     assert len(starts) > 2  # a pack of several documents
     ids = batch["input_ids"].clone()

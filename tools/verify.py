@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 from ruamel.yaml import YAML
 
+from stages.params import value_of
+
 
 def main(revision: str) -> None:
     lock = YAML(typ="safe", pure=True).load(show(revision, "dvc.lock").decode())
@@ -43,19 +45,13 @@ def checks(revision: str, stages: dict, files: set[str]) -> Iterator[tuple[str, 
             elif below := sorted(file for file in files if file.startswith(path + "/") and md5.endswith(".dir")):
                 yield f"{path}/, in git and as {name} saw it", folder_md5(revision, path, below) == md5
         for key, value in stage.get("params", {}).get("params.yaml", {}).items():
-            yield f"{key}, in params.yaml and as {name} saw it", lookup(params, key) == value
+            yield f"{key}, in params.yaml and as {name} saw it", value_of(params, key) == value
 
 
 def folder_md5(revision: str, path: str, files: list[str]) -> str:
     """DVC's hash of a folder: the md5 of the JSON list of its files' md5 and relative paths."""
     entries = [{"md5": hashlib.md5(show(revision, file)).hexdigest(), "relpath": file[len(path) + 1 :]} for file in files]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
-
-
-def lookup(params: dict, key: str) -> object:
-    for part in key.split("."):
-        params = params.get(part) if isinstance(params, dict) else None
-    return params
 
 
 def show(revision: str, path: str) -> bytes:
