@@ -7,7 +7,7 @@ Supervised fine-tuning, one pass over the same rows at the same learning rate:
            transformers Trainer on one text column (prompt and answer in one string), random batches of 8 padded to their longest
            row, the logits and the loss of whole sequences
     trl    SFTTrainer with its defaults: prompt and completion columns, random batches of 8 padded to their longest row
-    ours   stages/sft.py: rows packed with documents, one at a time
+    ours   stages/sft.py: rows packed with documents, one at a time, and the logits of answers alone
 All three train the project's LoRA. 8 rows make an optimiser step; ours is a pack of 1,024 tokens, which holds about as many.
 
 The preference stage, one pass over the same pairs at the same rate, 8 to an optimiser step, from the adapter that `ours` trained:
@@ -21,7 +21,7 @@ own, and all from the loading of the model to the saved adapter counts. Gradient
 and what 12 GB need. Losses (nats per token of held-out answers) and margins (nats, over the pairs) are those of the saved
 adapters, by one function for all.
 
-On a CPU this is unkind to trl and ours: there TRL's fused LM head is plain torch, which computes the logits of prompts and padding too and
+On a CPU this is unkind to trl: there its fused LM head is plain torch, which computes the logits of prompts and padding too and
 twice, where its GPU kernel computes those of the answers alone. And a machine that is shared changes seconds more than CPU seconds.
 """
 
