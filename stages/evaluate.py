@@ -21,7 +21,7 @@ FORMATTED = Path("data/formatted")
 
 def main(checkpoint: str) -> None:
     with stage("evaluate_refined" if checkpoint.startswith("refine-") else "evaluate", checkpoint) as params:
-        from stages import modeling, scoring
+        from stages import generation, modeling, scoring
 
         # 1. model and data
         tokenizer = modeling.load_tokenizer(params.prompt)
@@ -32,7 +32,7 @@ def main(checkpoint: str) -> None:
 
         # 2. answers: as chat, after worked examples, and as a choice
         def ask(prompts, stops, title):
-            return scoring.generate(model, tokenizer, prompts, stops, size, params.evaluate.max_new_tokens, title)
+            return generation.generate(model, tokenizer, prompts, stops, size, params.evaluate.max_new_tokens, title)
 
         def score(pairs, title):
             return scoring.score(model, tokenizer, pairs, size, title)
