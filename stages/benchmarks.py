@@ -1,69 +1,173 @@
-"""The benchmarks: how a question is asked, and when an answer is right.
+"""The benchmarks, asked of one checkpoint: every item becomes a row of predictions.
 
-Each item of the built-in benchmark (the others guard the training data, see leaks.py) is asked three ways: as a chat turn whose
-greedy answer is read, as a worked-examples prompt that needs no chat markup (the fair way to ask a base model), and as a choice
-between given answers by their probability.
+Multiple-choice questions are asked as stages/protocols.py words them. The built-in skills are asked four ways: as a chat turn whose
+greedy answer is read, after worked examples without chat markup (the fair way to ask a base model), as a choice between given
+answers, and by the form of the answer. A question without choices is answered as a chat turn, and scored where the data holds an
+answer.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
-from statistics import fmean
 
+import pyarrow as pa
 from pyarrow import parquet
 
-from stages import skills
-from stages.params import Problem
+from stages import health, protocols, skills
+from stages.candidate import Candidate
+from stages.generation import Answer
+from stages.params import Evaluate
+from stages.scoring import Score
 
-SHOTS = 3
+FOLDER = Path("data/raw/benchmarks")
+SKILLS_SHOTS = 3
+TEXT, NUMBER, COUNT, FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+SCHEMA = pa.schema({
+    "benchmark": TEXT, "id": TEXT, "rotation": COUNT, "subject": TEXT, "group": TEXT, "level": TEXT, "country": TEXT,
+    "question": TEXT, "reference": TEXT, "answer": TEXT, "score": NUMBER, "picked": COUNT, "gold": COUNT, "choices": COUNT,
+    "confidence": NUMBER, "logps": pa.list_(NUMBER), "tokens": COUNT, "stopped": FLAG, "chance": NUMBER, "leaked": FLAG, "fault": TEXT,
+})  # fmt: skip
 
 
-def load(split: str, folder: Path = Path("data/raw/benchmarks")) -> tuple[list[dict], dict[str, list[dict]]]:
-    """The items of a split, and the worked examples of each subject (from the dev split).
-
-    Raises Problem where the built-in benchmark is not configured.
-    """
-    path = folder / "skills.parquet"
-    if not path.exists():
-        raise Problem("data.benchmarks has no skills, which is what evaluate asks: add `skills: 60`")
-    rows = parquet.read_table(path).to_pylist()
+def load(name: str, split: str) -> tuple[list[dict], dict[str, list[dict]]]:
+    """A benchmark's items of a split, and the worked examples of each subject (from its dev split)."""
+    rows = parquet.read_table(FOLDER / f"{name}.parquet").to_pylist()
     examples = defaultdict(list)
     for row in rows:
-        if row["split"] == "dev":
+        if row["split"] == "dev" and row["fault"] is None:
             examples[row["subject"]].append(row)
-    return [row for row in rows if row["split"] == split], examples
+    # Only the built-in benchmark has a split to choose settings on.
+    wanted = split if any(row["split"] == split for row in rows) else "test"
+    return [row for row in rows if row["split"] == wanted and row["question"]], examples
 
 
-def right(item: dict) -> str:
-    return item["choices"][item["answer"]]
+def ask(candidate: Candidate, name: str, settings: Evaluate) -> list[dict]:
+    """A row of predictions for every item of a benchmark."""
+    items, examples = load(name, settings.split)
+    if name == "skills":
+        return ask_skills(candidate, items, examples)
+    chosen, open_ = [item for item in items if item["choices"]], [item for item in items if not item["choices"]]
+    rows = ask_open(candidate, name, open_)
+    for rotation in range(max((len(item["choices"]) for item in chosen), default=0) if settings.rotate else 1):
+        turned = [rotated(item, rotation) for item in chosen if rotation < len(item["choices"])]
+        rows += ask_choices(candidate, name, turned, examples, settings, rotation)
+    return rows
 
 
-def few_shot(item: dict, examples: dict[str, list[dict]]) -> str:
+def wording(name: str, settings: Evaluate) -> dict:
+    """How its multiple-choice questions are put, for the record."""
+    if name == "skills":
+        return {"shots": SKILLS_SHOTS, "chat": True}
+    return protocols.describe(name, settings.style) | {"shots": settings.shots, "chat": settings.chat, "rotate": settings.rotate}
+
+
+def rotated(item: dict, by: int) -> dict:
+    """The item with its choices moved `by` places to the front."""
+    choices, answer = item["choices"], item["answer"]
+    return item | {"choices": choices[by:] + choices[:by], "answer": (answer - by) % len(choices)}
+
+
+# --- a choice between given answers --------------------------------------------------------------------------------------------
+
+
+def ask_choices(candidate: Candidate, name: str, items: list[dict], examples: dict, settings: Evaluate, rotation: int = 0) -> list[dict]:
+    asked = [protocols.ask(name, item, settings.style, examples.get(item["subject"], [])[: settings.shots]) for item in items]
+    questions = [(request.prompt, request.options) for request in asked]
+    if settings.chat:
+        questions = [(candidate.chat(prompt), [option.lstrip() for option in options]) for prompt, options in questions]
+    found = candidate.choices(questions, name)
+    return [
+        row_of(name, item) | choice_of(item, [weighed(request, score, option) for score, option in zip(scores, request.options)])
+        | {"rotation": rotation}
+        for item, request, scores in zip(items, asked, found)
+    ]  # fmt: skip
+
+
+def weighed(request: protocols.Request, score: Score, option: str) -> float:
+    """What an option is chosen by: its log-probability, or that per character."""
+    return score.logp / len(option) if request.normalise == "characters" else score.logp
+
+
+def choice_of(item: dict, logps: list[float]) -> dict:
+    picked = logps.index(max(logps))
+    return {
+        "reference": item["choices"][item["answer"]],
+        "answer": item["choices"][picked],
+        "score": float(picked == item["answer"]),
+        "picked": picked,
+        "gold": item["answer"],
+        "choices": len(item["choices"]),
+        "confidence": 1 / sum(math.exp(logp - logps[picked]) for logp in logps),
+        "logps": logps,
+        "chance": 1 / len(item["choices"]),
+    }
+
+
+def row_of(benchmark: str, item: dict) -> dict:
+    copied = ("id", "subject", "group", "level", "country", "question", "fault")
+    return {"benchmark": benchmark, "source": benchmark, "rotation": 0} | {name: item[name] for name in copied}
+
+
+# --- an answer in words ----------------------------------------------------------------------------------------------------------
+
+
+def ask_open(candidate: Candidate, name: str, items: list[dict]) -> list[dict]:
+    """Scored by exact match and F1 where there are references; where there are none, the answers are there to be read."""
+    prompts = [candidate.chat("\n".join(filter(None, (item["context"], item["question"])))) for item in items]
+    rows = []
+    for item, answer in zip(items, candidate.answers(prompts, name)):
+        row, references = row_of(name, item) | answered(answer), item["references"]
+        if not references:
+            rows.append(row)
+            continue
+        row["reference"] = references[0]
+        rows.append(row | {"score": health.exact_match(answer.text, references), "chance": 0.0})
+        rows.append(row | {"benchmark": f"{name}_f1", "score": health.f1(answer.text, references), "chance": 0.0})
+    return rows
+
+
+def answered(answer: Answer) -> dict:
+    return {"answer": answer.text, "tokens": len(answer.tokens), "stopped": answer.stopped}
+
+
+# --- the built-in skills ---------------------------------------------------------------------------------------------------------
+
+
+def ask_skills(candidate: Candidate, items: list[dict], examples: dict[str, list[dict]]) -> list[dict]:
+    """Content and form of the answers stand side by side: each can be bought with the other."""
+    chats = [candidate.chat(item["question"]) for item in items]
+    shots = [few_shot(item, examples[item["subject"]][:SKILLS_SHOTS]) for item in items]
+    options = [[candidate.template.complete(choice) for choice in item["choices"]] for item in items]
+    rows = []
+    for item, answer, worked, scores in zip(
+        items,
+        candidate.answers(chats, "skills"),
+        candidate.answers(shots, "skills, worked examples", candidate.line_ends),
+        candidate.choices(list(zip(chats, options)), "skills, choices"),
+    ):
+        right, sentence = is_right(item, answer.text), skills.is_sentence(answer.text.strip())
+        row = row_of("skills", item) | {"reference": right_answer(item)}
+        chance = {"chance": skills.FAMILIES[item["subject"]].chance}
+        rows += [
+            row | answered(answer) | {"score": float(right)} | chance,
+            row | answered(answer) | {"benchmark": "skills_sentence", "score": float(sentence)},
+            row | answered(answer) | {"benchmark": "skills_right_sentence", "score": float(right and sentence)},
+            row | answered(worked) | {"benchmark": "skills_worked_examples", "score": float(is_right(item, worked.text))} | chance,
+            row | choice_of(item, [score.logp for score in scores]) | {"benchmark": "skills_choice"},
+        ]
+    return rows
+
+
+def few_shot(item: dict, examples: list[dict]) -> str:
     """Worked examples of the same subject, then the question, in plain text."""
-    shots = [f"سؤال: {shot['question']}\nجواب: {right(shot)}\n" for shot in examples[item["subject"]][:SHOTS]]
+    shots = [f"سؤال: {shot['question']}\nجواب: {right_answer(shot)}\n" for shot in examples]
     return "".join(shots) + f"سؤال: {item['question']}\nجواب:"
+
+
+def right_answer(item: dict) -> str:
+    return item["choices"][item["answer"]]
 
 
 def is_right(item: dict, text: str) -> bool:
     """Exact match of what the answer says, in either of the two good forms."""
-    return skills.content(text.strip()) == right(item)
-
-
-def is_sentence(text: str) -> bool:
-    return skills.is_sentence(text.strip())
-
-
-def chance(subject: str) -> float:
-    """Exact match of a blind pick among the answers that stand in the question; 0 where none does."""
-    return skills.FAMILIES[subject].chance
-
-
-def average(values: Iterable[float]) -> float:
-    return round(fmean(values), 4)
-
-
-def proportion(hits: list[bool]) -> dict[str, float | int]:
-    """A share with its standard error √(p(1−p)/n)."""
-    share = fmean(hits)
-    return {"value": round(share, 4), "stderr": round(math.sqrt(share * (1 - share) / len(hits)), 4), "n": len(hits)}
+    return skills.content(text.strip()) == right_answer(item)

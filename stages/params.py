@@ -41,6 +41,14 @@ Amount = Annotated[Any, AfterValidator(lambda value: _amount(value))]
 # What a dataset is for → the layout of its rows: continued training takes rows like those of sft.
 ROLES = {"instructions": "instructions", "preferences": "preferences", "continued": "instructions", "benchmarks": "benchmarks"}
 
+# What evaluate measures beside the benchmarks.
+LOWER_IS_BETTER = {
+    "validation_loss", "byte_perplexity", "loop_rate", "repetition", "empty_rate", "markup_rate", "latin_share", "cjk_share", "divergence",
+}  # fmt: skip
+HIGHER_IS_BETTER = {
+    "preference", "preference_margin", "preference_accuracy_per_token", "stop_rate", "distinct_2", "arabic_share", "length_ratio", "chrf",
+}  # fmt: skip
+
 
 class Problem(Exception):
     """Something a person can put right. Shown as one line, without a traceback."""
@@ -167,8 +175,14 @@ class Common(Section):
 
 class Evaluate(Section):
     split: Literal["test", "validation"]
-    batch_size: Count
+    style: Literal["lm-eval", "oall"]
+    shots: Annotated[int, Field(ge=0)]
+    chat: bool
+    rotate: bool
+    held_out: Count
+    health_prompts: Count
     max_new_tokens: Count
+    require: dict[str, float]
 
 
 class Lora(Section):
@@ -305,6 +319,14 @@ class Params(Section):
             if batch < METHODS[name].min_batch_size:
                 key = f"models.{self.model}.preference.batch_size"
                 raise ValueError(f"{key} is {batch}: {name} compares rows of a batch and needs at least {METHODS[name].min_batch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def requirements_are_measured(self) -> "Params":
+        known = LOWER_IS_BETTER | HIGHER_IS_BETTER | set(self.data.benchmarks)
+        for name in self.evaluate.require:
+            if not any(name == one or name.startswith(f"{one}_") for one in self.data.benchmarks):
+                _known("evaluate.require", name, dict.fromkeys(sorted(known)))
         return self
 
     @model_validator(mode="after")

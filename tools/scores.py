@@ -1,53 +1,42 @@
-"""The metrics of every evaluated checkpoint in one table.
+"""The scores of every evaluated checkpoint in one table.
 
-python -m tools.scores [--families]
+python -m tools.scores [--parts]        --parts: by subject, group, level and country, too
 """
 
-import json
 import sys
 from pathlib import Path
 
-ROWS = {
-    "exact match": "exact_match",
-    "full sentence": "sentence_rate",
-    "right full sentence": "right_sentence",
-    "exact match, worked examples": "few_shot_exact_match",
-    "multiple choice": "multiple_choice",
-    "preference accuracy": "preference.accuracy",
-    "preference margin (nats)": "preference.margin",
-    "validation loss (nats/token)": "validation_loss",
-    "stops by itself": "health.stop_rate",
-    "Arabic script": "health.arabic_share",
-    "repetition": "health.repetition",
-}
+from stages.files import read_json
+
+METRICS = Path("metrics")
 
 
-def main(families: bool) -> None:
-    names = ["base", "sft", "dpo", *sorted(path.stem for path in Path("metrics").glob("refine-*.json"))]
-    found = {name: json.loads(path.read_text(encoding="utf-8")) for name in names if (path := Path(f"metrics/{name}.json")).exists()}
+def main(parts: bool) -> None:
+    names = ["base", "sft", "dpo", *sorted(path.stem for path in METRICS.glob("refine-*.json"))]
+    found = {name: table(name) for name in names if (METRICS / f"scores/{name}.json").exists()}
     if not found:
-        sys.exit("error: no metrics/<checkpoint>.json yet: run `dvc repro`")
-    rows = ROWS | ({f"  {name}": f"families.{name}" for name in next(iter(found.values()))["families"]} if families else {})
-    width = max(map(len, rows))
+        sys.exit("error: no metrics/scores/<checkpoint>.json yet: run `dvc repro`")
+    titles = list(dict.fromkeys(title for cells in found.values() for title in cells))
+    shown = [title for title in titles if parts or not title.startswith(" ")]
+    width = max(map(len, shown))
     print(f"{'':{width}}" + "".join(f"{name:>18}" for name in found))
-    for title, key in rows.items():
-        print(f"{title:{width}}" + "".join(f"{cell(metrics, key):>18}" for metrics in found.values()))
-    n, chance = (next(iter(found.values()))["exact_match"][key] for key in ("n", "chance"))
-    print(f"{n} held-out questions; ± is one standard error; exact match by guessing {chance:.3f}")
+    for title in shown:
+        print(f"{title:{width}}" + "".join(f"{cells.get(title, ''):>18}" for cells in found.values()))
+    print("± is one standard error; [ ] what blind guessing reaches")
 
 
-def lookup(metrics: dict, key: str) -> dict | float:
-    """The value of a dotted key; KeyError where it does not exist."""
-    value = metrics
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
-def cell(metrics: dict, key: str) -> str:
-    value = lookup(metrics, key)
-    return f"{value['value']:.3f} ± {value['stderr']:.3f}" if isinstance(value, dict) else f"{value:.3f}"
+def table(name: str) -> dict[str, str]:
+    """A checkpoint's numbers by title; those of a benchmark's parts are indented below it."""
+    cells = {}
+    entries = read_json(METRICS / f"scores/{name}.json")["scores"]
+    for entry in entries:
+        chance = f" [{entry['chance']:.2f}]" if entry.get("chance") else ""
+        whole = entry["slice"] == "all"
+        title = f"{entry['benchmark']}{chance}" if whole else f"  {entry['benchmark']}, {entry['slice']}: {entry['name']}{chance}"
+        cells[title] = f"{entry['value']:.3f} ± {entry['stderr']:.3f}"
+    scored = {entry["benchmark"] for entry in entries}
+    return cells | {title: f"{value:.3f}" for title, value in read_json(METRICS / f"{name}.json").items() if title not in scored}
 
 
 if __name__ == "__main__":
-    main(families="--families" in sys.argv[1:])
+    main(parts="--parts" in sys.argv[1:])

@@ -1,0 +1,71 @@
+"""Scores with their error bars, from rows of predictions: over all items of a benchmark and by its parts."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from statistics import fmean
+
+from stages import statistics
+
+PARTS = ("subject", "group", "level", "country")
+
+
+def scores(rows: list[dict]) -> list[dict]:
+    """One entry per benchmark and part: benchmark, slice, name, value, stderr, ci_low, ci_high, n and, where known, chance.
+
+    Leaked items and those whose question is faulty count in entries of their own alone.
+    """
+    by_benchmark = defaultdict(list)
+    for row in rows:
+        if row["score"] is not None:
+            by_benchmark[row["benchmark"]].append(row)
+    return [entry for name, own in by_benchmark.items() for entry in of_benchmark(name, own)]
+
+
+def of_benchmark(name: str, rows: list[dict]) -> Iterable[dict]:
+    first = [row for row in rows if row["rotation"] == 0]
+    clean = [row for row in first if not row["leaked"] and row["fault"] is None]
+    leaked = [row for row in first if row["leaked"] and row["fault"] is None]
+    if clean:
+        yield entry(name, "all", "", clean)
+    if leaked:
+        yield entry(name, "leaked", "in the training data", leaked)
+    if len(first) > len(clean) + len(leaked):
+        yield entry(name, "with faulty", "questions that were overwritten", first)
+    for part in PARTS:
+        groups = defaultdict(list)
+        for row in clean:
+            groups[row.get(part) or ""].append(row)
+        if len(groups) > 1:
+            yield from (entry(name, part, label, own) for label, own in groups.items() if label)
+    if len(rows) > len(first):
+        yield from of_rotations(name, rows)
+
+
+def of_rotations(name: str, rows: list[dict]) -> Iterable[dict]:
+    """Every question asked once per rotation of its choices: mean accuracy, how often the same choice was picked each time, and
+    how often each place was."""
+    clean = [row for row in rows if not row["leaked"] and row["fault"] is None]
+    yield entry(name, "rotated", "mean over rotations", clean)
+    picks = defaultdict(set)
+    for row in clean:
+        picks[row["id"]].add(row["answer"])
+    yield {"benchmark": name, "slice": "consistent", "name": "same choice in every rotation",
+           **statistics.proportion([len(own) == 1 for own in picks.values()])}  # fmt: skip
+    for place in range(max(row["choices"] for row in clean)):
+        able = [row for row in clean if row["choices"] > place]
+        yield {"benchmark": name, "slice": "place", "name": "ABCDEFGHIJ"[place],
+               **statistics.proportion([row["picked"] == place for row in able])}  # fmt: skip
+
+
+def entry(benchmark: str, part: str, name: str, rows: list[dict]) -> dict:
+    values = [row["score"] for row in rows]
+    shares = all(value in (0.0, 1.0) for value in values)
+    found = statistics.proportion([value == 1.0 for value in values]) if shares else statistics.mean(values)
+    chances = [row["chance"] for row in rows if row.get("chance") is not None]
+    chance = {"chance": round(fmean(chances), 4)} if chances else {}
+    return {"benchmark": benchmark, "slice": part, "name": name, **found, **chance}
+
+
+def headline(entries: list[dict]) -> dict[str, float]:
+    """The score of each benchmark over all its items."""
+    return {entry["benchmark"]: entry["value"] for entry in entries if entry["slice"] == "all"}

@@ -1,0 +1,179 @@
+"""What evaluate reports: error bars, parts, leaked and faulty items apart, the gate, the distance from the reference."""
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+
+from stages import benchmarks, candidate, evaluate, heldout, scores
+from stages.params import Problem, read
+from stages.scoring import Score
+from tests.conftest import Workspace
+
+
+def row(i: int, score: float, **more) -> dict:
+    known = {"benchmark": "exam", "id": f"exam:{i}", "rotation": 0, "subject": "لغة" if i % 2 else "تاريخ", "group": "", "level": "",
+             "country": "", "chance": 0.25, "leaked": False, "fault": None}  # fmt: skip
+    return known | {"score": score} | more
+
+
+def entries(rows: list[dict]) -> dict[tuple[str, str], dict]:
+    return {(entry["slice"], entry["name"]): entry for entry in scores.scores(rows)}
+
+
+def test_a_score_has_its_error_bar_and_its_parts():
+    found = entries([row(i, float(i < 30)) for i in range(40)])
+    whole = found["all", ""]
+    assert (whole["value"], whole["n"], whole["chance"]) == (0.75, 40, 0.25)
+    assert whole["ci_low"] < 0.75 < whole["ci_high"]
+    assert found["subject", "لغة"]["n"] + found["subject", "تاريخ"]["n"] == 40
+    assert not any(part == "country" for part, _ in found)  # one value tells nothing
+
+
+def test_leaked_and_faulty_items_are_scored_apart():
+    rows = [row(i, 0.0) for i in range(8)] + [row(8, 1.0, leaked=True), row(9, 1.0, fault="overwritten")]
+    found = entries(rows)
+    assert (found["all", ""]["value"], found["all", ""]["n"]) == (0.0, 8)
+    assert (found["leaked", "in the training data"]["value"], found["leaked", "in the training data"]["n"]) == (1.0, 1)
+    assert found["with faulty", "questions that were overwritten"]["n"] == 10
+
+
+def test_answers_without_a_reference_are_not_scored():
+    assert scores.scores([row(0, None)]) == []
+
+
+def test_a_model_that_always_says_one_letter_shows_in_its_rotations():
+    item = {"choices": ["أحمر", "أخضر", "أزرق", "أصفر"], "answer": 1}
+    turned = [benchmarks.rotated(item, by) for by in range(4)]
+    assert [one["choices"][one["answer"]] for one in turned] == ["أخضر"] * 4
+    always_a = [
+        row(0, **benchmarks.choice_of(one, [0.0, -9.0, -9.0, -9.0]), rotation=by) for by, one in enumerate(turned)
+    ]  # fmt: skip
+    found = entries(always_a)
+    assert found["rotated", "mean over rotations"]["value"] == 0.25
+    assert found["consistent", "same choice in every rotation"]["value"] == 0
+    assert [found["place", letter]["value"] for letter in "ABCD"] == [1, 0, 0, 0]
+
+
+def test_confidence_is_the_softmax_of_the_choices():
+    logps = [-1.0, -2.0, -4.0]
+    found = benchmarks.choice_of({"choices": ["أ", "ب", "ج"], "answer": 2}, logps)
+    assert (found["picked"], found["gold"], found["score"]) == (0, 2, 0.0)
+    assert found["confidence"] == pytest.approx(torch.softmax(torch.tensor(logps), 0)[0].item())
+
+
+def test_a_requirement_stops_a_trained_checkpoint_and_says_by_how_much():
+    params = read()
+    wanted = params.evaluate.model_copy(update={"require": {"stop_rate": 0.9, "loop_rate": 0.1}})
+    params = params.model_copy(update={"evaluate": wanted})
+    evaluate.gate("sft", params, {"stop_rate": 0.95, "loop_rate": 0.05})
+    evaluate.gate("base", params, {"stop_rate": 0.0, "loop_rate": 1.0})
+    with pytest.raises(Problem, match=r"sft has a stop_rate of 0.5 and evaluate.require.stop_rate asks for at least 0.9"):
+        evaluate.gate("sft", params, {"stop_rate": 0.5, "loop_rate": 0.0})
+    with pytest.raises(Problem, match=r"loop_rate of 0.3 .* at most 0.1"):
+        evaluate.gate("dpo", params, {"stop_rate": 1.0, "loop_rate": 0.3})
+
+
+def test_perplexity_per_byte_does_not_depend_on_the_tokenizer():
+    rows = [{"completion": "نعم<|im_end|>"}]
+    coarse, fine = ([Score(-6.0, tokens)] for tokens in (2, 6))
+    a, b = (heldout.text_scores(rows, own, "<|im_end|>") for own in (coarse, fine))
+    assert a["validation_loss"] != b["validation_loss"]
+    assert a["byte_perplexity"] == b["byte_perplexity"] == pytest.approx(2.7183, abs=1e-4)  # 6 nats over 6 bytes
+
+
+def test_divergence_is_from_what_the_training_started_from(inside):
+    params = read()
+    model = candidate.load("sft", params, None)
+    prompts = [model.chat("ما جمع كلمة كتاب؟"), model.chat("اكتب العدد 7 بالحروف.")]
+    answers = model.answers(prompts, "test")
+    found = heldout.divergence(model, prompts, answers)
+
+    total = tokens = 0
+    for prompt, answer in zip(prompts, answers):
+        ids = torch.tensor([[*model.tokenizer(prompt)["input_ids"], *answer.tokens]])
+        start = ids.shape[1] - len(answer.tokens) - 1
+        with torch.no_grad():
+            ours = torch.distributions.Categorical(logits=model.model(ids).logits[0, start:])
+            with model.model.disable_adapter():
+                base = torch.distributions.Categorical(logits=model.model(ids).logits[0, start:])
+        kl = torch.distributions.kl_divergence(ours, base)
+        total, tokens = total + kl.sum().item(), tokens + len(kl)
+    assert found == pytest.approx(total / tokens, abs=1e-3)
+    assert found > 0.01
+
+    same = candidate.load("sft", params, Path("models/sft"))  # as dpo is compared with sft, before it has moved
+    assert heldout.divergence(same, prompts, answers) == 0
+
+
+@pytest.fixture(scope="module")
+def asked(workspace: Workspace, tmp_path_factory) -> Workspace:
+    """sft evaluated on a benchmark of every kind."""
+    project = workspace.copy(tmp_path_factory.mktemp("asked") / "project")
+    exam = [{"سؤال": f"ما ناتج {i} + {i}؟", "أ": str(2 * i), "ب": str(2 * i + 1), "ج": str(2 * i + 2), "مادة": "حساب"} for i in range(6)]
+    facts = [{"q": "ما عاصمة مصر؟", "a": ["القاهرة", "مدينة القاهرة"]}, {"q": "ما عاصمة العراق؟", "a": ["بغداد"]}]
+    for name, rows in (("exam", [one | {"صحيح": "أ"} for one in exam]), ("facts", facts)):
+        text = "\n".join(json.dumps(one, ensure_ascii=False) for one in rows)
+        (project.path / f"data/own/{name}.jsonl").write_text(text, encoding="utf-8")
+    project.set({
+        "data.benchmarks.exam": {
+            "path": "data/own/exam.jsonl",
+            "columns": {"question": "سؤال", "choices": ["أ", "ب", "ج"], "answer": "صحيح", "subject": "مادة"},
+        },
+        "data.benchmarks.facts": {"path": "data/own/facts.jsonl", "columns": {"question": "q", "answer": "a"}},
+        "evaluate.rotate": True,
+    })  # fmt: skip
+    for command in (["fetch", "benchmarks"], ["evaluate", "sft"]):
+        project.run(sys.executable, "-m", f"stages.{command[0]}", command[1])
+    return project
+
+
+def test_every_item_has_its_prediction(asked):
+    table = parquet.read_table(asked.path / "data/predictions/sft.parquet")
+    assert table.schema == benchmarks.SCHEMA
+    rows = table.to_pylist()
+    keys = [(one["benchmark"], one["id"], one["rotation"]) for one in rows]
+    assert len(set(keys)) == len(keys)
+    exam = [one for one in rows if one["benchmark"] == "exam"]
+    assert len(exam) == 6 * 3
+    assert all(one["reference"] == str(2 * int(one["id"].split(":")[1])) for one in exam)  # whatever the rotation
+    assert {one["benchmark"] for one in rows} >= {"exam", "facts", "facts_f1", "skills", "skills_choice", "preference", "held-out"}
+
+
+def test_the_report_says_how_it_was_asked_and_with_what_error(asked):
+    found = json.loads((asked.path / "metrics/scores/sft.json").read_text(encoding="utf-8"))
+    exam = found["protocol"]["benchmarks"]["exam"]
+    assert exam["style"] == "lm-eval"
+    assert exam["shots"] == 0
+    assert found["protocol"]["template_sha256"]
+    for entry in found["scores"]:
+        assert entry["ci_low"] <= entry["value"] <= entry["ci_high"]
+        assert entry["n"] > 0
+    metrics = json.loads((asked.path / "metrics/sft.json").read_text(encoding="utf-8"))
+    assert all(isinstance(value, (int, float)) for value in metrics.values())
+    assert next(iter(metrics)) == "skills"
+    assert {"exam", "facts", "preference", "validation_loss", "byte_perplexity", "stop_rate", "divergence"} <= set(metrics)
+
+
+def test_an_unmet_requirement_fails_the_stage_with_one_line(asked):
+    asked.set({"evaluate.require": {"skills": 1.1}})
+    result = asked.run(sys.executable, "-m", "stages.evaluate", "sft", check=False)
+    asked.set({"evaluate.require": {"speling": 1.0}})
+    unknown = asked.run(sys.executable, "-m", "stages.evaluate", "sft", check=False)
+    asked.set({"evaluate.require": {}})
+    assert result.returncode == 1
+    assert "error: sft has a skills of" in result.stderr
+    assert "evaluate.require is 'speling': it must be one of" in unknown.stderr
+
+
+def test_items_that_training_rows_hold_are_marked(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "REPORTS", tmp_path)
+    kept = [{"reason": "leak_kept", "detail": "exam\texam:1"}, {"reason": "leak", "detail": "exam exam:2"}]
+    parquet.write_table(pa.Table.from_pylist(kept), tmp_path / "instructions.parquet")
+    rows = [{"source": "exam", "id": f"exam:{i}"} for i in range(3)]
+    evaluate.mark_leaked(rows, ["instructions"])
+    assert [one["leaked"] for one in rows] == [False, True, False]
