@@ -35,7 +35,7 @@ def main(checkpoint: str) -> None:
             return generation.generate(model, tokenizer, prompts, stops, size, params.evaluate.max_new_tokens, title)
 
         def score(pairs, title):
-            return scoring.score(model, tokenizer, pairs, size, title)
+            return scoring.score(model, tokenizer, pairs, title)
 
         chats = [template.render([{"role": "user", "content": item["question"]}], params.prompt.system) for item in items]
         answers = ask(chats, [tokenizer.eos_token_id], f"{checkpoint}: answers")
