@@ -113,7 +113,7 @@ def test_the_reference_is_the_sft_policy_and_not_the_base(inside):
     def logps(rows, folder):
         model = modeling.load_checkpoint(params.chosen_model.weights, folder)
         own = [texts[tokenizer.decode(row["prompt_ids"] + row["chosen_ids"])] for row in rows]
-        return [one.logp for one in score(model.eval(), tokenizer, own, 4, "")]
+        return [one.logp for one in score(model.eval(), tokenizer, own, "")]
 
     rows = dpo.build(params, "dpo", Path("models/sft")).train_dataset.select(range(8))
     assert rows["ref_chosen_logps"] == pytest.approx(logps(rows, Path("models/sft")), abs=1e-3)
