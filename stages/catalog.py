@@ -2,10 +2,10 @@
 
 instructions: prompt [{role, content}], completion [{role, content}]
 preferences:  prompt, chosen, rejected (message lists)
-benchmarks:   question, context, choices, answer (index; null where there is no reference), subject
+benchmarks:   question, context, choices, answer (index; null where there is no reference), subject, group, level, country
 
 Every layout also has source, id (dataset:row number), task, split, and for a row that cannot be used fault (the reason), detail and
-original. To add a dataset in code, add an entry to ADAPTERS; one with plain columns needs none: name them in params.yaml.
+original. A benchmark item that can be asked but should not count has a fault and its cells. To add a dataset in code, add an entry to ADAPTERS; one with plain columns needs none: name them in params.yaml.
 """
 
 import ast
@@ -24,8 +24,12 @@ TEXT = pa.string()
 LAYOUTS = {
     "instructions": {"prompt": MESSAGES, "completion": MESSAGES},
     "preferences": {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES},
-    "benchmarks": {"question": TEXT, "context": TEXT, "choices": pa.list_(TEXT), "answer": pa.int64(), "subject": TEXT},
+    "benchmarks": {
+        "question": TEXT, "context": TEXT, "choices": pa.list_(TEXT), "answer": pa.int64(),
+        "subject": TEXT, "group": TEXT, "level": TEXT, "country": TEXT,
+    },
 }
+LABELS = ("subject", "group", "level", "country")  # of a benchmark item, "" where it has none
 COMMON = {"source": TEXT, "id": TEXT, "task": TEXT, "split": TEXT, "fault": TEXT, "detail": TEXT, "original": TEXT}
 SCHEMAS = {role: pa.schema(layout | COMMON) for role, layout in LAYOUTS.items()}
 
@@ -145,12 +149,21 @@ def chat_pair(row: Row, prompt: str = "prompt", chosen: str = "chosen", rejected
     return {"prompt": good[:-1], "chosen": good[-1:], "rejected": bad[-1:]}
 
 
-def question(asked: str, choices: list[str], answer: int | None, subject: str = "", context: str = "") -> Row:
+def question(asked: str, choices: list[str], answer: int | None, subject: str = "", context: str = "", **labels: str) -> Row:
     if answer is not None and not 0 <= answer < len(choices):
         raise Fault("malformed", f"the answer is choice {answer + 1} of {len(choices)}")
+    if not all(choice.strip() for choice in choices):
+        raise Fault("empty", f"a choice is empty: {' | '.join(choices)[:200]}")
     if len(set(choices)) < len(choices):
         raise Fault("equal_choices", f"two choices are the same: {' | '.join(choices)[:200]}")
-    return {"question": asked, "context": context, "choices": choices, "answer": answer, "subject": subject}
+    cells = {"question": asked, "context": context, "choices": choices, "answer": answer}
+    return cells | dict.fromkeys(LABELS, "") | {"subject": subject} | labels
+
+
+def present(choices: list[str]) -> list[str]:
+    """Choices without the empty ones at their end: a table has as many columns as its longest item needs."""
+    count = max((i for i, choice in enumerate(choices, 1) if choice.strip()), default=0)
+    return choices[:count]
 
 
 def letter(row: Row, name: str) -> int:
@@ -204,8 +217,8 @@ def translated_mmlu(row: Row) -> Row:
     asked, subject = text(row, "question"), optional(row, "subject")
     if SPOOFING.search(asked):
         genuine = subject in COMPUTING and ("TTL" in row_text(row) or not re.search("كشف|اكتشاف", asked))
-        if not genuine:
-            raise Fault("overwritten", "the question was replaced by one about IP spoofing")
+        if not genuine:  # the cells stay: published scores count these items
+            return lettered(row, "question") | {"fault": "overwritten", "detail": "the question was replaced by one about IP spoofing"}
     return lettered(row, "question")
 
 
@@ -214,10 +227,10 @@ def row_text(row: Row) -> str:
 
 
 def arabicmmlu(row: Row) -> Row:
-    choices = [optional(row, f"Option {i}") for i in range(1, 6)]
-    while choices and not choices[-1].strip():
-        choices.pop()  # absent choices are null
-    return question(text(row, "Question"), choices, letter(row, "Answer Key"), optional(row, "Subject"), optional(row, "Context"))
+    """Absent choices are null. The labels are part of how the benchmark's authors ask: see protocols.py."""
+    choices = present([optional(row, f"Option {i}") for i in range(1, 6)])
+    labels = {name: optional(row, name.title()) for name in LABELS}
+    return question(text(row, "Question"), choices, letter(row, "Answer Key"), context=optional(row, "Context"), **labels)
 
 
 def alghafa(row: Row) -> Row:
@@ -225,7 +238,7 @@ def alghafa(row: Row) -> Row:
     label = str(row.get("label")).strip()
     if not re.fullmatch("[0-4]", label):
         raise Fault("malformed", f"label is {label[:40]!a}, which names no choice")
-    choices = [text(row, name) for name in (f"sol{i}" for i in range(1, 6)) if row.get(name) is not None]
+    choices = present([optional(row, f"sol{i}") for i in range(1, 6)])
     return question(text(row, "query"), choices, int(label), optional(row, "subject"))
 
 
@@ -293,7 +306,7 @@ ADAPTERS = {
 COLUMNS = {  # ours: needed, optional
     "instructions": ({"prompt", "completion"}, {"system", "task"}),
     "preferences": ({"prompt", "chosen", "rejected"}, {"task"}),
-    "benchmarks": ({"question", "choices", "answer"}, {"context", "subject"}),
+    "benchmarks": ({"question", "choices", "answer"}, {"context", *LABELS}),
 }
 
 
@@ -335,11 +348,11 @@ def own_question(row: Row, columns: dict) -> Row:
     found = [row.get(name) for name in names] if isinstance(names, list) else row.get(names)
     if not isinstance(found, list):
         raise Fault("malformed", f"{names} is {type(found).__name__}, not a list of choices")
-    choices = [as_text(choice, "a choice") for choice in found if choice is not None]
+    choices = present([as_text(choice, "a choice") for choice in found if choice is not None])
     answer = row.get(columns["answer"])
     if isinstance(answer, str) and answer in choices:
         answer = choices.index(answer)
     elif not isinstance(answer, int) or isinstance(answer, bool):
         answer = letter(row, columns["answer"])
-    known = {name: optional(row, columns[name]) for name in ("subject", "context") if name in columns}
+    known = {name: optional(row, columns[name]) for name in ("context", *LABELS) if name in columns}
     return question(text(row, columns["question"]), choices, answer, **known)

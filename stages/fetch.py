@@ -155,12 +155,13 @@ def sample(tasks: list[str], wanted: Rows) -> np.ndarray:
 def adapted(role: str, name: str, adapter: Adapter, root: Path, names: list[str], taken: np.ndarray) -> Iterator[Row]:
     """The rows taken, in the layout of `role`; one that cannot be used has its fault and its original text."""
     splits, number = splits_of(role, names), 0
+    folders = {PurePosixPath(path).parent.name for path in names}
     for path in names:
         for row in tables.rows(root / path):
             if taken[number]:
                 ours = usable(adapter, row) | {"source": name, "id": f"{name}:{number}", "split": splits[path]}
-                if role == "benchmarks" and not ours.get("subject"):
-                    ours["subject"] = PurePosixPath(path).parent.name  # where every subject is a folder of its own
+                if role == "benchmarks" and not ours.get("subject") and len(folders) > 1:
+                    ours["subject"] = PurePosixPath(path).parent.name  # every subject is a folder of its own
                 yield ours
             number += 1
 
@@ -170,7 +171,8 @@ def usable(adapter: Adapter, row: Row | tables.Unreadable) -> Row:
     try:
         if isinstance(row, tables.Unreadable):
             raise Fault("malformed", row.why)
-        return adapter.convert(row) | ({"task": plain(row.get(adapter.task))} if adapter.task else {})
+        ours = adapter.convert(row) | ({"task": plain(row.get(adapter.task))} if adapter.task else {})
+        return ours | ({"original": original(row)} if "fault" in ours else {})
     except Fault as fault:
         reason, detail = fault.args
         return {"fault": reason, "detail": plain(detail), "original": original(row)}

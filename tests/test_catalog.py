@@ -28,9 +28,11 @@ NUMPY = "[{'content': 'ما عاصمة مصر؟', 'role': 'user'}\n {'content': 
 FLAT = {"prompt": "ما عاصمة مصر؟", "chosen": "القاهرة", "rejected": "تونس"}
 PAIR = {"prompt": ASK, "chosen": GOOD, "rejected": BAD}
 MMLU = {"question": "ما عاصمة مصر؟", "A": "تونس", "B": "القاهرة", "C": "دمشق", "D": "بغداد", "answer": "B", "subject": "geography"}
-EXAM = {"question": "ما عاصمة مصر؟", "context": "", "choices": ["تونس", "القاهرة", "دمشق", "بغداد"], "answer": 1, "subject": "geography"}
+EXAM = {"question": "ما عاصمة مصر؟", "context": "", "choices": ["تونس", "القاهرة", "دمشق", "بغداد"], "answer": 1}
+EXAM |= {"subject": "geography", "group": "", "level": "", "country": ""}
 OPTIONS = {f"Option {i}": text for i, text in enumerate(["تونس", "القاهرة", None, None, None], 1)}
 ARABICMMLU = {"ID": 1, "Question": "ما عاصمة مصر؟", "Context": None, "Answer Key": "B", "Subject": "Geography", **OPTIONS}
+LABELLED = {"Group": "Social Science", "Level": "Middle", "Country": "Egypt"}
 
 PUBLISHED = [
     ("cidar", {"index": 3, "instruction": "س", "output": "ج\r\n"}, catalog.instruction("س", "ج\r\n")),
@@ -57,7 +59,12 @@ PUBLISHED = [
     ("aya-23-dpo", {"chosen": ASK, "rejected": ASK + BAD}, "malformed"),
     ("arabicmmlu", ARABICMMLU, EXAM | {"choices": ["تونس", "القاهرة"], "subject": "Geography"}),
     ("arabicmmlu", {**ARABICMMLU, "Context": "نص"}, EXAM | {"choices": ["تونس", "القاهرة"], "subject": "Geography", "context": "نص"}),
+    (
+        "arabicmmlu", ARABICMMLU | LABELLED,
+        EXAM | {"choices": ["تونس", "القاهرة"], "subject": "Geography", **{name.lower(): text for name, text in LABELLED.items()}},
+    ),
     ("arabicmmlu", {**ARABICMMLU, "Answer Key": "E"}, "malformed"),
+    ("arabicmmlu", {**ARABICMMLU, "Option 4": "دمشق"}, "empty"),
     ("oall-mmlu", MMLU, EXAM),
     ("oall-mmlu", {**MMLU, "question": "كيف يتم اكتشاف تزوير عنوان IP؟"}, "overwritten"),
     ("oall-mmlu", {**MMLU, "question": "كم ترتيبا لحروف MISSISSIPPI؟"}, EXAM | {"question": "كم ترتيبا لحروف MISSISSIPPI؟"}),
