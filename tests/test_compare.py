@@ -167,11 +167,18 @@ def test_tournament(repo, capsys):
     ]
 
 
-def test_markdown(repo, capsys):
-    compare.main(["--tournament", "second", "try-kto", "--markdown"])
+def test_tournament_of_named_revisions_in_markdown(repo, capsys):
+    """A benchmark that not all have is shown, and does not count for the rank."""
+    compare.main(["--tournament", "first", "second", "--markdown"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2:4] == ["| experiment | mean rank | qa (60) | skills (400) | changed params |", "|---|---|---|---|---|"]
-    assert lines[4].startswith("| try-kto | 1.2 | 0.420 ± 0.018 ▲ |")
+    assert lines[2:7] == [
+        "| experiment | mean rank | mmlu (300) | qa (60) | skills (400) | changed params |",
+        "|---|---|---|---|---|---|",
+        "| second | 1.0 | 0.657 ± 0.027 ▲ | 0.420 ± 0.018 ▲ | 0.677 ± 0.023 ▲ |  |",
+        "| first | 2.0 | 0.650 ± 0.028 | 0.400 ± 0.018 ▼ | 0.623 ± 0.024 ▼ |  |",
+        "| workspace | 3.0 | – | 0.350 ± 0.019 ▼ | 0.500 ± 0.025 ▼ |  |",
+    ]
+    assert "- mmlu: left out: 7 leaked, 3 with a fault or without a score, unpaired 5 of first and 5 of second" in lines
 
 
 def test_the_command_prints_the_table_and_nothing_else(repo):

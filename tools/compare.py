@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_args(arguments)
     if asked.tournament and asked.by:
         parser.error("--by goes with two sides, not with --tournament")
-    if not asked.tournament and not 1 - bool(asked.against) <= len(asked.revisions) <= 2:
+    too_few = not asked.revisions and not asked.against
+    if not asked.tournament and (too_few or len(asked.revisions) > 2):
         parser.error("name one revision or two; none with --against alone; any number with --tournament")
     with one_line_errors():
         parts = tournament(asked.revisions, asked.checkpoint) if asked.tournament else duel(asked)
@@ -108,6 +109,8 @@ def table_of(names: list[str], lines: list[Line]) -> list[list[str]]:
 def by_group(pairs: list["Paired"], column: str) -> Iterator[str | list[list[str]]]:
     """The groups that differ most clearly; p corrected over all groups, those not shown included."""
     lines = corrected([([pair.benchmark, name], pair.scores[rows]) for pair in pairs for name, rows in pair.groups(column)])
+    if not lines:
+        raise Problem(f"no benchmark that both sides have tells the {column} of its questions: --by another of {', '.join(GROUPS)}")
     lines.sort(key=lambda line: (line.p, -abs(line.difference.value)))
     yield table_of(["benchmark", column], lines[:SHOWN])
     yield f"the clearest {min(SHOWN, len(lines))} of {len(lines)}"
@@ -120,7 +123,7 @@ def tournament(revisions: list[str], checkpoint: str) -> Iterator[str | list[lis
     """Every experiment's score on every benchmark, best mean rank first (Demšar 2006, JMLR 7)."""
     tables, notes = competitors(revisions or ["HEAD", *experiments()], checkpoint)
     if len(tables) < 2:
-        raise Problem("; ".join([*notes, "HEAD has no other experiment to compare: name some of `dvc exp list -A`"]))
+        raise Problem("; ".join(["fewer than two results to compare: name some of `dvc exp list -A`", *notes]))
     pairs = paired(tables)
     scored = [pair for pair in pairs if len(pair.scores)]
     ranks = mean_ranks([pair for pair in scored if len(pair.sides) == len(tables)], list(tables))
@@ -313,9 +316,9 @@ def content(revision: str, path: Path) -> bytes:
     except RevError:
         raise Problem(f"{revision} is no revision of git and no experiment: `git log --oneline` and `dvc exp list -A` name them") from None
     except FileNotFoundError:
-        cure = f"`dvc push` (`dvc exp push origin {revision}` for an experiment) where it was made, or `dvc repro` on that revision"
+        cure = f"`dvc push` where it was made (an experiment: `dvc exp push origin {revision}`), or `dvc repro` there"
         raise Problem(f"the bytes of {path} of {revision} are neither in DVC's cache nor on its remote: {cure}") from None
-    except DvcException as error:
+    except (DvcException, OSError) as error:  # such as no network
         raise Problem(f"{path} of {revision}: {' '.join(str(error).split())}") from None
 
 
