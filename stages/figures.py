@@ -112,11 +112,12 @@ def lengths(rows: list[dict]) -> list[dict]:
 def side_by_side(found: dict[str, dict[str, list[dict]]]) -> dict[str, list[dict]]:
     """The rows of every figure over all checkpoints, in the order given, which is the order that the plots keep.
 
-    Slices stand by benchmark and kind, the best of the last checkpoint first, so that its weak subjects are found at the end.
+    Slices stand by benchmark and kind, those of few names first, and in each the best of the last checkpoint first.
     """
     joined = {figure: [{"checkpoint": name, **row} for name, own in found.items() for row in own[figure]] for figure in COLUMNS}
-    last = {_slice(row): row["value"] for row in joined["slices"]}  # of a key that repeats, the last one stays
-    joined["slices"].sort(key=lambda row: (row["benchmark"], row["slice"], -last[_slice(row)], row["name"]))
+    last = {_name(row): row["value"] for row in joined["slices"]}  # of a key that repeats, the last one stays
+    sizes = Counter(name[:2] for name in last)
+    joined["slices"].sort(key=lambda row: (sizes[_name(row)[:2]], row["benchmark"], row["slice"], -last[_name(row)], row["name"]))
     return joined
 
 
@@ -140,7 +141,7 @@ def _columns(row: dict, figure: str) -> dict:
     return {column: round(row[column], 4) if isinstance(row[column], float) else row[column] for column in COLUMNS[figure]}
 
 
-def _slice(row: dict) -> tuple[str, str, str]:
+def _name(row: dict) -> tuple[str, str, str]:
     return row["benchmark"], row["slice"], row["name"]
 
 
