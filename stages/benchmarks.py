@@ -17,7 +17,7 @@ from stages import health, protocols, skills
 from stages.candidate import Candidate
 from stages.generation import Answer
 from stages.params import Evaluate
-from stages.scoring import Score
+from stages.protocols import Request
 
 FOLDER = Path("data/raw/benchmarks")
 SKILLS_SHOTS = 3
@@ -29,36 +29,39 @@ SCHEMA = pa.schema({
 })  # fmt: skip
 
 
-def load(name: str, split: str) -> tuple[list[dict], dict[str, list[dict]]]:
-    """A benchmark's items of a split, and the worked examples of each subject (from its dev split)."""
+def load(name: str, split: str) -> tuple[list[dict], list[dict]]:
+    """A benchmark's items of a split, and all its rows, among which are the worked examples (dev)."""
     rows = parquet.read_table(FOLDER / f"{name}.parquet").to_pylist()
-    examples = defaultdict(list)
-    for row in rows:
-        if row["split"] == "dev" and row["fault"] is None:
-            examples[row["subject"]].append(row)
     # Only the built-in benchmark has a split to choose settings on.
     wanted = split if any(row["split"] == split for row in rows) else "test"
-    return [row for row in rows if row["split"] == wanted and row["question"]], examples
+    return [row for row in rows if row["split"] == wanted and row["question"] is not None], rows
 
 
 def ask(candidate: Candidate, name: str, settings: Evaluate) -> list[dict]:
     """A row of predictions for every item of a benchmark."""
-    items, examples = load(name, settings.split)
+    items, rows = load(name, settings.split)
     if name == "skills":
-        return ask_skills(candidate, items, examples)
-    chosen, open_ = [item for item in items if item["choices"]], [item for item in items if not item["choices"]]
-    rows = ask_open(candidate, name, open_)
-    for rotation in range(max((len(item["choices"]) for item in chosen), default=0) if settings.rotate else 1):
-        turned = [rotated(item, rotation) for item in chosen if rotation < len(item["choices"])]
-        rows += ask_choices(candidate, name, turned, examples, settings, rotation)
-    return rows
+        return ask_skills(candidate, items, rows)
+    closed, open_ = [item for item in items if item["choices"]], [item for item in items if not item["choices"]]
+    examples = protocols.examples_for(name, settings.style, rows, settings.shots)
+    found = ask_open(candidate, name, open_)
+    for rotation in range(max((len(item["choices"]) for item in closed), default=0) if settings.rotate else 1):
+        turned = [rotated(item, rotation) for item in closed if rotation < len(item["choices"])]
+        requests = [protocols.ask(name, item, settings.style, examples(item)) for item in turned]
+        found += [row | {"rotation": rotation} for row in ask_choices(candidate, name, turned, requests, settings.chat)]
+    return found
 
 
 def wording(name: str, settings: Evaluate) -> dict:
     """How its multiple-choice questions are put, for the record."""
     if name == "skills":
         return {"shots": SKILLS_SHOTS, "chat": True}
-    return protocols.describe(name, settings.style) | {"shots": settings.shots, "chat": settings.chat, "rotate": settings.rotate}
+    how = protocols.protocol(name, settings.style)
+    equal = f"{protocols.HARNESSES[settings.style]}, {how.task}" if how.task and not settings.chat else None
+    return {
+        "style": settings.style, "language": how.language, "answers": how.answers, "normalised_by": how.normalise, "context": how.context,
+        "shots": settings.shots, "chat": settings.chat, "rotate": settings.rotate, "equals": equal,
+    }  # fmt: skip
 
 
 def rotated(item: dict, by: int) -> dict:
@@ -70,22 +73,17 @@ def rotated(item: dict, by: int) -> dict:
 # --- a choice between given answers --------------------------------------------------------------------------------------------
 
 
-def ask_choices(candidate: Candidate, name: str, items: list[dict], examples: dict, settings: Evaluate, rotation: int = 0) -> list[dict]:
-    asked = [protocols.ask(name, item, settings.style, examples.get(item["subject"], [])[: settings.shots]) for item in items]
-    questions = [(request.prompt, request.options) for request in asked]
-    if settings.chat:
+def ask_choices(candidate: Candidate, name: str, items: list[dict], requests: list[Request], chat: bool) -> list[dict]:
+    """The answer is the option of the highest log-probability, or of that per character where its harness compares so."""
+    questions = [(request.prompt, request.options) for request in requests]
+    if chat:
         questions = [(candidate.chat(prompt), [option.lstrip() for option in options]) for prompt, options in questions]
-    found = candidate.choices(questions, name)
-    return [
-        row_of(name, item) | choice_of(item, [weighed(request, score, option) for score, option in zip(scores, request.options)])
-        | {"rotation": rotation}
-        for item, request, scores in zip(items, asked, found)
-    ]  # fmt: skip
-
-
-def weighed(request: protocols.Request, score: Score, option: str) -> float:
-    """What an option is chosen by: its log-probability, or that per character."""
-    return score.logp / len(option) if request.normalise == "characters" else score.logp
+    found = candidate.choices(questions, name, apart=chat or any(request.apart for request in requests))
+    rows = []
+    for item, request, scores in zip(items, requests, found):
+        logps = [score.per_character if request.normalise == "characters" else score.logp for score in scores]
+        rows.append(row_of(name, item) | choice_of(item, logps))
+    return rows
 
 
 def choice_of(item: dict, logps: list[float]) -> dict:
@@ -116,13 +114,11 @@ def ask_open(candidate: Candidate, name: str, items: list[dict]) -> list[dict]:
     prompts = [candidate.chat("\n".join(filter(None, (item["context"], item["question"])))) for item in items]
     rows = []
     for item, answer in zip(items, candidate.answers(prompts, name)):
-        row, references = row_of(name, item) | answered(answer), item["references"]
-        if not references:
-            rows.append(row)
-            continue
-        row["reference"] = references[0]
-        rows.append(row | {"score": health.exact_match(answer.text, references), "chance": 0.0})
-        rows.append(row | {"benchmark": f"{name}_f1", "score": health.f1(answer.text, references), "chance": 0.0})
+        row, references = row_of(name, item) | answered(answer), item["references"] or []
+        if references:
+            row |= {"reference": references[0], "score": health.exact_match(answer.text, references)}
+            rows.append(row | {"benchmark": f"{name}_f1", "score": health.f1(answer.text, references)})
+        rows.append(row)
     return rows
 
 
@@ -133,8 +129,12 @@ def answered(answer: Answer) -> dict:
 # --- the built-in skills ---------------------------------------------------------------------------------------------------------
 
 
-def ask_skills(candidate: Candidate, items: list[dict], examples: dict[str, list[dict]]) -> list[dict]:
+def ask_skills(candidate: Candidate, items: list[dict], every: list[dict]) -> list[dict]:
     """Content and form of the answers stand side by side: each can be bought with the other."""
+    examples = defaultdict(list)
+    for row in every:
+        if row["split"] == "dev":
+            examples[row["subject"]].append(row)
     chats = [candidate.chat(item["question"]) for item in items]
     shots = [few_shot(item, examples[item["subject"]][:SKILLS_SHOTS]) for item in items]
     options = [[candidate.template.complete(choice) for choice in item["choices"]] for item in items]

@@ -36,9 +36,9 @@ class Candidate:
         stops = stops or [self.tokenizer.eos_token_id]
         return generation.generate(self.model, self.tokenizer, prompts, stops, self.limit, f"{self.name}: {title}")
 
-    def choices(self, questions: list[tuple[str, list[str]]], title: str) -> list[list[Score]]:
-        """The log-probability of each continuation of each prompt."""
-        return scoring.choices(self.model, self.tokenizer, questions, f"{self.name}: {title}")
+    def choices(self, questions: list[tuple[str, list[str]]], title: str, apart: bool = False) -> list[list[Score]]:
+        """The log-probability of each continuation of each prompt; `apart`: tokenised each for itself."""
+        return scoring.choices(self.model, self.tokenizer, questions, f"{self.name}: {title}", apart)
 
     def score(self, pairs: list[tuple[str, str]], title: str) -> list[Score]:
         """The log-probability of the answer to each prompt."""

@@ -2,10 +2,11 @@
 
 instructions: prompt [{role, content}], completion [{role, content}]
 preferences:  prompt, chosen, rejected (message lists)
-benchmarks:   question, context, choices, answer (index; null where there is no reference), subject, group, level, country
+benchmarks:   question, context, choices, answer (index), references (texts, of a question without choices), subject, group, level, country
 
 Every layout also has source, id (dataset:row number), task, split, and for a row that cannot be used fault (the reason), detail and
-original. A benchmark item that can be asked but should not count has a fault and its cells. To add a dataset in code, add an entry to ADAPTERS; one with plain columns needs none: name them in params.yaml.
+original. A benchmark item that can be asked but should not count has a fault and its cells. To add a dataset in code, add an entry
+to ADAPTERS; one with plain columns needs none: name them in params.yaml.
 """
 
 import ast
@@ -25,8 +26,15 @@ LAYOUTS = {
     "instructions": {"prompt": MESSAGES, "completion": MESSAGES},
     "preferences": {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES},
     "benchmarks": {
-        "question": TEXT, "context": TEXT, "choices": pa.list_(TEXT), "answer": pa.int64(),
-        "subject": TEXT, "group": TEXT, "level": TEXT, "country": TEXT,
+        "question": TEXT,
+        "context": TEXT,
+        "choices": pa.list_(TEXT),
+        "answer": pa.int64(),
+        "references": pa.list_(TEXT),
+        "subject": TEXT,
+        "group": TEXT,
+        "level": TEXT,
+        "country": TEXT,
     },
 }
 LABELS = ("subject", "group", "level", "country")  # of a benchmark item, "" where it has none
@@ -306,7 +314,7 @@ ADAPTERS = {
 COLUMNS = {  # ours: needed, optional
     "instructions": ({"prompt", "completion"}, {"system", "task"}),
     "preferences": ({"prompt", "chosen", "rejected"}, {"task"}),
-    "benchmarks": ({"question", "choices", "answer"}, {"context", *LABELS}),
+    "benchmarks": ({"question", "answer"}, {"choices", "context", *LABELS}),
 }
 
 
@@ -343,7 +351,13 @@ def own_pair(row: Row, columns: dict) -> Row:
 
 
 def own_question(row: Row, columns: dict) -> Row:
-    """`choices` is a column with a list, or a list of columns; `answer` an index from 0, a letter, or the choice itself."""
+    """`choices` is a column with a list, or a list of columns; `answer` an index from 0, a letter, or the choice itself.
+
+    Without `choices` the question is open, and `answer` the text of the right answer, or a list of those.
+    """
+    known = {name: optional(row, columns[name]) for name in ("context", *LABELS) if name in columns}
+    if "choices" not in columns:
+        return question(text(row, columns["question"]), [], None, **known) | {"references": references(row.get(columns["answer"]))}
     names = columns["choices"]
     found = [row.get(name) for name in names] if isinstance(names, list) else row.get(names)
     if not isinstance(found, list):
@@ -354,5 +368,12 @@ def own_question(row: Row, columns: dict) -> Row:
         answer = choices.index(answer)
     elif not isinstance(answer, int) or isinstance(answer, bool):
         answer = letter(row, columns["answer"])
-    known = {name: optional(row, columns[name]) for name in ("context", *LABELS) if name in columns}
     return question(text(row, columns["question"]), choices, answer, **known)
+
+
+def references(answer: Any) -> list[str]:
+    """One right answer, or a list of texts any of which is right."""
+    found = [as_text(one, "an answer") for one in (answer if isinstance(answer, list) else [answer])]
+    if not found or not all(one.strip() for one in found):
+        raise Fault("empty", "no answer, or an empty one")
+    return found

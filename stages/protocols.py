@@ -14,7 +14,7 @@ from string import ascii_uppercase
 
 from stages.params import Problem
 
-STYLES = ("lm-eval", "oall")
+HARNESSES = {"lm-eval": "lm-evaluation-harness 0.4.13", "oall": "lighteval 0.13.0"}  # by style
 LATIN = list(ascii_uppercase)
 ARABIC = "أ ب ج د هـ و ز ح ط ي ك ل م ن س ع ف ص ق ر ش ت ث خ ذ ض ظ غ".split()  # the order of the abjad
 Item = dict  # a row of the benchmarks layout of catalog.py
@@ -156,8 +156,8 @@ OTHERS = {"lm-eval": lm_eval(english, "letters", None, language="English"), "oal
 
 def protocol(benchmark: str, style: str) -> Protocol:
     """The protocol of a benchmark; of one without an entry (CIDAR-MCQ, a user's own data) the general one of the style."""
-    if style not in STYLES:
-        raise Problem(f"evaluate.style is {style!r}: it must be one of {', '.join(STYLES)}")
+    if style not in HARNESSES:
+        raise Problem(f"evaluate.style is {style!r}: it must be one of {', '.join(HARNESSES)}")
     return PROTOCOLS.get(benchmark, OTHERS)[style]
 
 

@@ -68,15 +68,17 @@ def choices(
     tokenizer: PreTrainedTokenizerBase,
     questions: list[tuple[str, list[str]]],
     title: str,
+    apart: bool = False,
     tokens: int | None = None,
 ) -> list[list[Score]]:
     """Scores of every choice of every question: (prompt, choices, each with the blank in front of it).
 
     What is scored are the tokens that lm-evaluation-harness 0.4.13 scores (HFLM.loglikelihood): blanks that end a prompt count with
-    the choice. `tokens` and errors as in `score`.
+    the choice. Where `apart` is true, prompt and choice are tokenised each for itself, as lighteval 0.13.0 does. `tokens` and errors
+    as in `score`.
     """
-    pairs = [parted(prompt, choice) for prompt, own in questions for choice in own]
-    found = iter(log_probabilities(model, tokenizer, pairs, title, tokens))
+    pairs = [(prompt, choice) if apart else parted(prompt, choice) for prompt, own in questions for choice in own]
+    found = iter(log_probabilities(model, tokenizer, pairs, title, tokens, apart))
     return [[Score(*next(found), characters(choice)) for choice in own] for _, own in questions]
 
 
@@ -110,13 +112,14 @@ def characters(answer: str) -> int:
 # --- tokens ---------------------------------------------------------------------------------------------------------------
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], longest: int) -> list[Sequence]:
-    """An answer's tokens are those that it adds to its prompt's; `longest` is how many the model reads."""
+def encode(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], longest: int, apart: bool = False) -> list[Sequence]:
+    """An answer's tokens are those that it adds to its prompt's, or its own where `apart`; `longest` is how many the model reads."""
     prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
     ids = dict(zip(prompts, tokenized(tokenizer, prompts)))
     sequences = []
-    for (prompt, answer), whole in zip(pairs, tokenized(tokenizer, [prompt + answer for prompt, answer in pairs])):
-        start, end = ids[prompt], whole[len(ids[prompt]) :]
+    texts = [answer if apart else prompt + answer for prompt, answer in pairs]
+    for (prompt, answer), found in zip(pairs, tokenized(tokenizer, texts)):
+        start, end = ids[prompt], found if apart else found[len(ids[prompt]) :]
         if not start or not 0 < len(end) <= longest:
             raise Problem(
                 f"cannot score {answer[:40]!r} after {prompt[-40:]!r}: {len(start)} tokens and {len(end)}. "
@@ -194,10 +197,16 @@ def mask(row: Row, longest: int) -> np.ndarray:
 
 @torch.inference_mode()
 def log_probabilities(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], title: str, tokens: int | None
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[tuple[str, str]],
+    title: str,
+    tokens: int | None,
+    apart: bool = False,
 ) -> list[tuple[float, int]]:
     """In nats, summed over the answer's tokens, and the number of these."""
-    sequences, tokens = encode(tokenizer, pairs, model.config.max_position_embeddings), tokens or batch_tokens(model)
+    sequences = encode(tokenizer, pairs, model.config.max_position_embeddings, apart)
+    tokens = tokens or batch_tokens(model)
     rows = sorted(lay_out(sequences, tokens), key=lambda row: -len(row.tokens))
     found: dict[int, float] = {}
     with by_sdpa(model), tqdm(total=len(pairs), desc=title, unit="answer", leave=False, dynamic_ncols=True, disable=None) as bar:

@@ -20,7 +20,7 @@ TINY = {
     "data.continued.skills": 110,
     "data.benchmarks.skills": 2,
     "prompt.max_length": 128,
-    "evaluate.batch_size": 16,
+    "evaluate.health_prompts": 8,
 }
 
 
