@@ -181,6 +181,14 @@ def test_tournament_of_named_revisions_in_markdown(repo, capsys):
     assert "- mmlu: left out: 7 leaked, 3 with a fault or without a score, unpaired 5 of first and 5 of second" in lines
 
 
+def test_a_workspace_that_holds_one_of_the_results_is_not_another(repo, tmp_path, monkeypatch, capsys):
+    clone = repo.copy(tmp_path / "clone")
+    write(clone.path / "data/predictions/dpo.parquet", predictions(1))
+    monkeypatch.chdir(clone.path)
+    _, _, *table = printed(capsys, "--tournament")
+    assert [line[0] for line in table if line[0][0] != "-"] == ["try-kto", "HEAD"]
+
+
 def test_the_command_prints_the_table_and_nothing_else(repo):
     done = repo.run(sys.executable, "-m", "tools.compare", "first", "second")
     assert done.stdout.startswith("A: dpo of first")
