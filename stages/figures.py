@@ -4,12 +4,14 @@ python -m stages.figures
 
 `write` is called where a checkpoint is evaluated; the command joins what the configured checkpoints have written, so that
 `dvc plots show` (templates in .dvc/plots) compares them. A choice or answer counts where the item is asked in its published
-order (rotation 0) and has no fault.
+order (rotation 0) and has no fault. The tables are lists, which `dvc metrics diff` passes over, in files that git holds: the
+command depends on their folder, which a clone has whole before anything is pulled.
 """
 
 import csv
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from string import ascii_uppercase
@@ -44,7 +46,7 @@ def write(checkpoint: str, rows: list[dict], scores: list[dict], health: dict[st
     """The tables of one checkpoint → metrics/tables/<checkpoint>.json, a line per row.
 
     `rows`: its predictions. `scores`: dicts of benchmark, slice ("all", "subject", "group", "level" or "country"), name, value,
-    ci_low, ci_high, n. `health`: shares 0..1 by name; None where there is no answer to measure.
+    ci_low, ci_high (95 %), n. `health`: shares 0..1 by name; None where there is no answer to measure.
     """
     found = {figure: ",\n".join(map(_line, own)) for figure, own in tables(rows, scores, health).items()}
     text = ",\n".join(f'"{figure}": [\n{lines}\n]' for figure, lines in found.items())
@@ -128,7 +130,7 @@ def write_tsv(path: Path, columns: list[str], rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def _by_benchmark(rows: list[dict], needed: tuple[str, ...], figure) -> list[dict]:
+def _by_benchmark(rows: list[dict], needed: tuple[str, ...], figure: Callable[[list[dict]], list[dict]]) -> list[dict]:
     """The rows of a figure for each benchmark that has items with every one of the columns `needed`."""
     groups = defaultdict(list)
     for row in rows:
