@@ -29,6 +29,11 @@ SCHEMA = pa.schema({
 })  # fmt: skip
 
 
+def complete(row: dict) -> dict:
+    """A row of predictions with all its columns; labels that are missing are empty."""
+    return dict.fromkeys(SCHEMA.names) | dict.fromkeys(("subject", "group", "level", "country"), "") | {"rotation": 0} | row
+
+
 def load(name: str, split: str) -> tuple[list[dict], list[dict]]:
     """A benchmark's items of a split, and all its rows, among which are the worked examples (dev)."""
     rows = parquet.read_table(FOLDER / f"{name}.parquet").to_pylist()
@@ -103,7 +108,7 @@ def choice_of(item: dict, logps: list[float]) -> dict:
 
 def row_of(benchmark: str, item: dict) -> dict:
     copied = ("id", "subject", "group", "level", "country", "question", "fault")
-    return {"benchmark": benchmark, "source": benchmark, "rotation": 0} | {name: item[name] for name in copied}
+    return {"benchmark": benchmark, "source": benchmark} | {name: item[name] for name in copied}
 
 
 # --- an answer in words ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""Evaluate one checkpoint: metrics/<checkpoint>.json, metrics/scores/<checkpoint>.json, metrics/plots/<checkpoint>/ and every item's
-answer in data/predictions/<checkpoint>.parquet.
+"""Evaluate one checkpoint → metrics/<checkpoint>.json, the few numbers to watch; metrics/tables/<checkpoint>.json, how it was asked
+and every score with its error; data/predictions/<checkpoint>.parquet, every answer.
 
 python -m stages.evaluate base | sft | dpo | refine-<method>
 """
@@ -33,7 +33,7 @@ def main(checkpoint: str) -> None:
         rows = [row for name in names for row in benchmarks.ask(model, name, params.evaluate)]
         pairs = held_out("preferences", params.evaluate.held_out)
         chosen, rejected = (model.score([(pair["prompt"], pair[kind]) for pair in pairs], kind) for kind in ("chosen", "rejected"))
-        rows += heldout.preferences(pairs, chosen, rejected)
+        rows = list(map(benchmarks.complete, rows + heldout.preferences(pairs, chosen, rejected)))
         mark_leaked(rows, ["instructions", "preferences", *(["continued"] if refined else [])])
 
         # 3. held-out text, and the health of answers to some of its prompts
@@ -41,6 +41,7 @@ def main(checkpoint: str) -> None:
         losses = model.score([(row["prompt"], row["completion"]) for row in texts], "validation")
         facts, answers = heldout.health(model, texts[:: max(1, len(texts) // params.evaluate.health_prompts)])
         entries = scores.scores(rows)
+        rows += map(benchmarks.complete, answers)
         metrics = {
             **scores.headline(entries),
             **heldout.text_scores(texts, losses, model.template.stop),
@@ -50,10 +51,9 @@ def main(checkpoint: str) -> None:
 
         # 4. write
         with replace_file(Path(f"data/predictions/{checkpoint}.parquet")) as temporary:
-            parquet.write_table(pa.Table.from_pylist([*rows, *answers], benchmarks.SCHEMA), temporary)
-        wordings = {name: benchmarks.wording(name, params.evaluate) for name in names}
-        write_json(Path(f"metrics/scores/{checkpoint}.json"), {"protocol": protocol(params, wordings), "scores": entries})
-        figures.write(checkpoint, [*rows, *answers], entries, facts)
+            parquet.write_table(pa.Table.from_pylist(rows, benchmarks.SCHEMA), temporary)
+        asked = [protocol(params, name, benchmarks.wording(name, params.evaluate)) for name in names]
+        figures.write(checkpoint, asked, rows, entries, shares(facts))
         write_json(Path(f"metrics/{checkpoint}.json"), metrics)
         gate(checkpoint, params, metrics)
         print(f"evaluate: {checkpoint}: " + ", ".join(f"{name} {metrics[name]:.3f}" for name in list(metrics)[:3]))
@@ -75,23 +75,26 @@ def mark_leaked(rows: list[dict], roles: list[str]) -> None:
         row["leaked"] = (row.get("source"), row["id"]) in leaked
 
 
-def protocol(params: Params, wordings: dict[str, dict]) -> dict:
-    """How it was asked: what another number must share to be compared with these."""
-    settings, sources = params.evaluate, read_json(SOURCES)
-    template = hashlib.sha256(repr(TEMPLATES[params.prompt.template]).encode()).hexdigest()
+def protocol(params: Params, name: str, wording: dict) -> dict:
+    """How a benchmark was asked: what another number must share to be compared with these."""
+    source, weights, template = read_json(SOURCES)[name], params.chosen_model.weights, params.prompt.template
     return {
-        "split": settings.split,
-        "template": params.prompt.template,
-        "template_sha256": template,
+        "benchmark": name,
+        **{key: source[key] for key in ("builtin", "repo", "commit", "path") if key in source},
+        "split": params.evaluate.split,
+        **wording,
+        "template": template,
+        "template_sha256": hashlib.sha256(repr(TEMPLATES[template]).encode()).hexdigest(),
         "system": params.prompt.system,
-        "max_new_tokens": settings.max_new_tokens,
-        "precision": params.chosen_model.weights.dtype,
-        "quantization": params.chosen_model.weights.quantization,
-        "benchmarks": {
-            name: {key: sources[name][key] for key in ("repo", "commit", "path", "builtin") if key in sources[name]} | wording
-            for name, wording in wordings.items()
-        },
+        "max_new_tokens": params.evaluate.max_new_tokens,
+        "dtype": weights.dtype,
+        "quantization": weights.quantization,
     }
+
+
+def shares(facts: dict[str, float]) -> dict[str, float]:
+    """Of the signs of health those from 0 to 1, which one axis can show."""
+    return {name: value for name, value in facts.items() if name.endswith(("_rate", "_share")) or name in ("repetition", "distinct_2")}
 
 
 def gate(checkpoint: str, params: Params, metrics: dict[str, float]) -> None:

@@ -42,24 +42,24 @@ def main() -> None:
                 write_tsv(folder / f"{figure}.tsv", ["checkpoint", *COLUMNS[figure]], rows)
 
 
-def write(checkpoint: str, rows: list[dict], scores: list[dict], health: dict[str, float | None]) -> None:
+def write(checkpoint: str, protocol: list[dict], rows: list[dict], scores: list[dict], health: dict[str, float | None]) -> None:
     """The tables of one checkpoint → metrics/tables/<checkpoint>.json, a line per row.
 
-    `rows`: its predictions. `scores`: dicts of benchmark, slice ("all", "subject", "group", "level" or "country"), name, value,
-    ci_low, ci_high (95 %), n. `health`: shares 0..1 by name; None where there is no answer to measure.
+    `protocol`: how each benchmark was asked. `rows`: its predictions. `scores`: dicts of benchmark, slice ("all", "subject", "group",
+    "level", "country", …), name, value, ci_low, ci_high, n. `health`: shares 0..1 by name; None where there is no answer to measure.
     """
-    found = {figure: ",\n".join(map(_line, own)) for figure, own in tables(rows, scores, health).items()}
+    found = {figure: ",\n".join(map(_line, own)) for figure, own in ({"protocol": protocol} | tables(rows, scores, health)).items()}
     text = ",\n".join(f'"{figure}": [\n{lines}\n]' for figure, lines in found.items())
     with replace_file(TABLES / f"{checkpoint}.json") as temporary:
         temporary.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
 
 
 def tables(rows: list[dict], scores: list[dict], health: dict[str, float | None]) -> dict[str, list[dict]]:
-    """Every figure's rows, with the columns of COLUMNS; shares are rounded to 4 digits. See `write` for the arguments."""
+    """Every figure's rows, with the columns of COLUMNS and more; shares are rounded to 4 digits. See `write` for the arguments."""
     asked = [row for row in rows if row["rotation"] == 0 and row["fault"] is None]
     return {
-        "scores": [_columns(row, "scores") for row in scores if row["slice"] == "all"],
-        "slices": [_columns(row, "slices") for row in scores if row["slice"] != "all"],
+        "scores": [row for row in scores if row["slice"] == "all"],
+        "slices": [row for row in scores if row["slice"] != "all"],
         "confusion": _by_benchmark(asked, ("picked", "gold"), confusion),
         "reliability": _by_benchmark(asked, ("picked", "gold", "confidence"), reliability),
         "lengths": _by_benchmark(asked, ("tokens", "stopped"), lengths),
@@ -125,7 +125,7 @@ def side_by_side(found: dict[str, dict[str, list[dict]]]) -> dict[str, list[dict
 
 def write_tsv(path: Path, columns: list[str], rows: list[dict]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
+        writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -137,10 +137,6 @@ def _by_benchmark(rows: list[dict], needed: tuple[str, ...], figure: Callable[[l
         if all(row[column] is not None for column in needed):
             groups[row["benchmark"]].append(row)
     return [{"benchmark": benchmark, **row} for benchmark, own in groups.items() for row in figure(own)]
-
-
-def _columns(row: dict, figure: str) -> dict:
-    return {column: round(row[column], 4) if isinstance(row[column], float) else row[column] for column in COLUMNS[figure]}
 
 
 def _name(row: dict) -> tuple[str, str, str]:

@@ -30,7 +30,6 @@ def preferences(pairs: list[dict], chosen: list[Score], rejected: list[Score]) -
         {
             "benchmark": "preference",
             "id": pair["id"],
-            "rotation": 0,
             "subject": pair["source"],
             "group": "chosen is longer" if good.tokens > bad.tokens else "chosen is not longer",
             "question": pair["prompt"],
@@ -64,7 +63,6 @@ def health(candidate: Candidate, texts: list[dict]) -> tuple[dict[str, float], l
         {
             "benchmark": "held-out",
             "id": row["id"],
-            "rotation": 0,
             "subject": row["source"],
             "question": row["prompt"],
             "reference": reference,

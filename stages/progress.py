@@ -91,7 +91,7 @@ class Watch(TrainerCallback):
             return
         model.eval()
         stops = [self.tokenizer.eos_token_id]
-        answers = generation.generate(model, self.tokenizer, self.prompts, stops, len(self.prompts), limit=48, title="a look at answers")
+        answers = generation.generate(model, self.tokenizer, self.prompts, stops, limit=48, title="a look at answers")
         model.train()
         worst = max(answers, key=lambda answer: answer.repetition)
         if worst.repetition > self.REPEATED:

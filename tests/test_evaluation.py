@@ -145,12 +145,11 @@ def test_every_item_has_its_prediction(asked):
 
 
 def test_the_report_says_how_it_was_asked_and_with_what_error(asked):
-    found = json.loads((asked.path / "metrics/scores/sft.json").read_text(encoding="utf-8"))
-    exam = found["protocol"]["benchmarks"]["exam"]
-    assert exam["style"] == "lm-eval"
-    assert exam["shots"] == 0
-    assert found["protocol"]["template_sha256"]
-    for entry in found["scores"]:
+    found = json.loads((asked.path / "metrics/tables/sft.json").read_text(encoding="utf-8"))
+    exam = next(one for one in found["protocol"] if one["benchmark"] == "exam")
+    assert (exam["style"], exam["language"], exam["shots"], exam["equals"]) == ("lm-eval", "English", 0, None)
+    assert exam["template_sha256"]
+    for entry in found["scores"] + found["slices"]:
         assert entry["ci_low"] <= entry["value"] <= entry["ci_high"]
         assert entry["n"] > 0
     metrics = json.loads((asked.path / "metrics/sft.json").read_text(encoding="utf-8"))

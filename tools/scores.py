@@ -13,9 +13,9 @@ METRICS = Path("metrics")
 
 def main(parts: bool) -> None:
     names = ["base", "sft", "dpo", *sorted(path.stem for path in METRICS.glob("refine-*.json"))]
-    found = {name: table(name) for name in names if (METRICS / f"scores/{name}.json").exists()}
+    found = {name: table(name) for name in names if (METRICS / f"tables/{name}.json").exists()}
     if not found:
-        sys.exit("error: no metrics/scores/<checkpoint>.json yet: run `dvc repro`")
+        sys.exit("error: no metrics/tables/<checkpoint>.json yet: run `dvc repro`")
     titles = list(dict.fromkeys(title for cells in found.values() for title in cells))
     shown = [title for title in titles if parts or not title.startswith(" ")]
     width = max(map(len, shown))
@@ -28,12 +28,13 @@ def main(parts: bool) -> None:
 def table(name: str) -> dict[str, str]:
     """A checkpoint's numbers by title; those of a benchmark's parts are indented below it."""
     cells = {}
-    entries = read_json(METRICS / f"scores/{name}.json")["scores"]
+    tables = read_json(METRICS / f"tables/{name}.json")
+    entries = sorted(tables["scores"] + tables["slices"], key=lambda entry: entry["benchmark"])
     for entry in entries:
         chance = f" [{entry['chance']:.2f}]" if entry.get("chance") else ""
         whole = entry["slice"] == "all"
         title = f"{entry['benchmark']}{chance}" if whole else f"  {entry['benchmark']}, {entry['slice']}: {entry['name']}{chance}"
-        cells[title] = f"{entry['value']:.3f} ± {entry['stderr']:.3f}"
+        cells[title] = f"{entry['value']:.3f} ± {entry['stderr'] or 0:.3f}"
     scored = {entry["benchmark"] for entry in entries}
     return cells | {title: f"{value:.3f}" for title, value in read_json(METRICS / f"{name}.json").items() if title not in scored}
 
