@@ -5,7 +5,8 @@ preferences:  prompt, chosen, rejected (message lists)
 benchmarks:   question, context, choices, answer (index; null where there is no reference), subject, group, level, country
 
 Every layout also has source, id (dataset:row number), task, split, and for a row that cannot be used fault (the reason), detail and
-original. A benchmark item that can be asked but should not count has a fault and its cells. To add a dataset in code, add an entry to ADAPTERS; one with plain columns needs none: name them in params.yaml.
+original. A benchmark item that can be asked but should not count has a fault and its cells. To add a dataset in code, add an entry
+to ADAPTERS; one with plain columns needs none: name them in params.yaml.
 """
 
 import ast
@@ -28,7 +29,7 @@ LAYOUTS = {
         "question": TEXT, "context": TEXT, "choices": pa.list_(TEXT), "answer": pa.int64(),
         "subject": TEXT, "group": TEXT, "level": TEXT, "country": TEXT,
     },
-}
+}  # fmt: skip
 LABELS = ("subject", "group", "level", "country")  # of a benchmark item, "" where it has none
 COMMON = {"source": TEXT, "id": TEXT, "task": TEXT, "split": TEXT, "fault": TEXT, "detail": TEXT, "original": TEXT}
 SCHEMAS = {role: pa.schema(layout | COMMON) for role, layout in LAYOUTS.items()}
