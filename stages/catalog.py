@@ -36,7 +36,7 @@ LAYOUTS = {
         "level": TEXT,
         "country": TEXT,
     },
-}
+}  # fmt: skip
 LABELS = ("subject", "group", "level", "country")  # of a benchmark item, "" where it has none
 COMMON = {"source": TEXT, "id": TEXT, "task": TEXT, "split": TEXT, "fault": TEXT, "detail": TEXT, "original": TEXT}
 SCHEMAS = {role: pa.schema(layout | COMMON) for role, layout in LAYOUTS.items()}

@@ -22,18 +22,28 @@ Item = dict  # a row of the benchmarks layout of catalog.py
 
 @dataclass(frozen=True)
 class Request:
-    """One item as it is put to a model. The score is right where the gold option has the highest log-probability.
+    """One item as it is put to a model: `prompt`, then what stands for each choice after a `delimiter`.
 
-    `options` are continuations of `prompt`, a leading blank included. `lengths` are the characters of each option, by which a
-    log-probability is divided where `normalise` is "characters" ("none": compared as it is). `apart` tells that prompt and option
-    are tokenised each for itself (lighteval) and not as one text (lm-eval): ":" and a letter after it may be one token.
+    The option of the highest log-probability is the model's answer (the first of equals); where `normalise` is "characters" and not
+    "none", each is divided by its length first. `apart` tells that prompt and option are tokenised each for itself (lighteval) and
+    not as one text (lm-eval): ":" and a letter after it may be one token.
     """
 
     prompt: str
-    options: list[str]
-    lengths: list[int]
+    answers: list[str]
+    delimiter: str
     normalise: str
     apart: bool
+
+    @property
+    def options(self) -> list[str]:
+        """The continuations of the prompt, as a harness scores them."""
+        return [self.delimiter + answer for answer in self.answers]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Characters of each option; neither harness counts the delimiter."""
+        return [len(answer) for answer in self.answers]
 
 
 # --- wordings: an item's instruction, and the rest of its question -----------------------------------------------------------
@@ -171,10 +181,10 @@ def ask(benchmark: str, item: Item, style: str, examples: list[Item]) -> Request
     instruction, body = how.wording(item)
     if style == "lm-eval":
         shots = "".join(f"{''.join(how.wording(shot))} {gold(benchmark, shot, how)}\n\n" for shot in examples)
-        return Request(f"{shots}{instruction}{body}", [f" {answer}" for answer in answers], characters(answers), how.normalise, apart=False)
+        return Request(f"{shots}{instruction}{body}", answers, " ", how.normalise, apart=False)
     shots = [f"{bare(*how.wording(shot))} {gold(benchmark, shot, how).strip()}" for shot in examples]
     prompt = "\n\n".join([*([instruction] if instruction else []), *shots, bare(instruction, body)])
-    return Request(prompt, answers, characters(answers), how.normalise, apart=True)
+    return Request(prompt, answers, "", how.normalise, apart=True)
 
 
 def bare(instruction: str, body: str) -> str:
@@ -193,10 +203,6 @@ def options_of(benchmark: str, item: Item, how: Protocol) -> list[str]:
         raise Problem(f"{benchmark}: {item['id']} has {count} choices, which cannot be asked as multiple choice: leave it out")
     named = {"letters": letters[:count], "indices": [str(i) for i in range(count)], "text": item["choices"]}
     return list(named[how.answers])
-
-
-def characters(options: list[str]) -> list[int]:
-    return [len(option) for option in options]
 
 
 def examples_for(benchmark: str, style: str, rows: list[Item], shots: int) -> Callable[[Item], list[Item]]:
