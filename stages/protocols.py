@@ -4,8 +4,9 @@ Published scores of one benchmark differ by tens of points with the wording alon
 `lm-eval` asks as the tasks of lm-evaluation-harness 0.4.13 do, `oall` as those of lighteval 0.13.0, the harness of the Open Arabic
 LLM Leaderboard. A benchmark that has no task there is asked as ArabicMMLU is in that style.
 
-What a harness does with items is part of its score, too, but not of this module: both count ArabicMMLU items with equal choices,
-overwritten questions and contradictions, which fetch marks as faults.
+What remains different is which items count and how they are read: the harnesses also ask items that fetch marks as faults (equal
+choices, overwritten questions, contradictions), and they read ArabicMMLU's CSV through pandas, which makes a null of a choice "None"
+or "NA" and 5.0 of a 5 where a column of a subject holds nothing but numbers.
 """
 
 from collections.abc import Callable

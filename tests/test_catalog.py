@@ -101,9 +101,24 @@ def test_the_overwritten_rows_of_the_translated_mmlu_are_found():
     """Words as they stand in the published file, genuine questions beside them."""
     overwritten = ["كيف يمكن كشف تزييف عنوان بروتوكول الإنترنت (IP)؟", "كيف يتم اكتشاف تزييف عنوان الآيبي؟", "كيف يكتشف التمويه عنوان IP؟"]
     for asked in overwritten:
-        assert fetch.usable(ADAPTERS["oall-mmlu"], MMLU | {"question": asked})["fault"] == "overwritten"
+        found = fetch.usable(ADAPTERS["oall-mmlu"], MMLU | {"question": asked})
+        assert found["fault"] == "overwritten"
+        assert found | EXAM | {"question": asked} == found  # it can still be asked, as published scores do
+        assert "القاهرة" in found["original"]
     genuine = MMLU | {"subject": "computer_security", "question": "كيف يتم اكتشاف تزوير عنوان IP؟", "A": "مقارنة قيم TTL"}
     assert "fault" not in fetch.usable(ADAPTERS["oall-mmlu"], genuine)
+
+
+def test_a_folder_is_a_subject_where_there_are_several(tmp_path):
+    for name in ("meta_ar_msa", "mcq_exams_test_ar"):
+        (tmp_path / name).mkdir()
+        rows = [{"query": f"ما عاصمة {name}؟", "sol1": "تونس", "sol2": "القاهرة", "sol3": None, "label": "1"}]
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / name / "test-00000-of-00001.parquet")
+    rows, _ = taken(tmp_path, "benchmarks", adapter="alghafa")
+    assert [row["subject"] for row in rows] == ["mcq_exams_test_ar", "meta_ar_msa"]
+    assert rows[0]["choices"] == ["تونس", "القاهرة"]
+    rows, _ = taken(tmp_path / "meta_ar_msa", "benchmarks", adapter="alghafa")
+    assert [row["subject"] for row in rows] == [""]
 
 
 def test_contradictions_are_out_and_repetitions_stand_once():
@@ -148,10 +163,10 @@ def test_own_data_needs_no_code(tmp_path):
         (tmp_path / "pairs.jsonl").write_text(json.dumps({"q": asked, "good": GOOD, "bad": BAD}), encoding="utf-8")
         ((pair,), _) = taken(tmp_path / "pairs.jsonl", "preferences", columns={"prompt": "q", "chosen": "good", "rejected": "bad"})
         assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (ASK, GOOD, BAD)
-    exam = {"q": "س", "o": ["أ", "ب"], "a": "ب"}
+    exam = {"q": "س", "o": ["أ", "ب", ""], "a": "ب", "l": "High"}
     (tmp_path / "exam.jsonl").write_text(json.dumps(exam), encoding="utf-8")
-    ((row,), _) = taken(tmp_path / "exam.jsonl", "benchmarks", columns={"question": "q", "choices": "o", "answer": "a"})
-    assert (row["choices"], row["answer"]) == (["أ", "ب"], 1)
+    ((row,), _) = taken(tmp_path / "exam.jsonl", "benchmarks", columns={"question": "q", "choices": "o", "answer": "a", "level": "l"})
+    assert (row["choices"], row["answer"], row["level"], row["country"]) == (["أ", "ب"], 1, "High", "")
 
 
 def test_lines_that_cannot_be_read_are_counted_in_their_place(tmp_path):
@@ -236,7 +251,7 @@ CELLS = st.one_of(
 def fuzzed(name):
     """Rows with the adapter's columns, any of them missing or holding anything."""
     columns = sorted({column for known, row, _ in PUBLISHED if known == name for column in row})
-    return st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(columns, CELLS)), min_size=100, max_size=100)
+    return st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(columns, CELLS)), min_size=25, max_size=25)
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +269,7 @@ def examiners():
 def test_no_row_however_broken_stops_a_run_or_gets_lost(name, examiners):
     adapter = ADAPTERS[name]
 
-    @settings(max_examples=FUZZED_ROWS // 100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=FUZZED_ROWS // 25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(fuzzed(name))
     def run(rows):
         ours = [fetch.usable(adapter, row) | {"source": name, "id": str(i), "split": None} for i, row in enumerate(rows)]

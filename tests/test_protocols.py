@@ -234,3 +234,15 @@ def test_the_task_file_makes_the_harness_ask_what_we_ask(style, shots, tmp_path,
     assert [task.doc_to_target(doc) for doc in task.test_docs()] == [row["answer"] for row in rows[: len(ours)]]
     assert table["id"].to_pylist() == [row["id"] for row in rows[: len(ours)]]
     assert any(one.prompt.count("العراق") for one in ours) == (shots > 0)
+
+
+def test_answers_are_compared_item_by_item(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "PREDICTIONS", tmp_path)
+    doc = {"choices": ["نعم", "لا"], "normalise": "characters"}
+    sample = {"doc": doc, "filtered_resps": [(-3.3, False), (-3.0, True)]}  # -1.1 and -1.5 a character
+    assert (harness.picked(sample), harness.picked(sample | {"doc": doc | {"normalise": "none"}})) == (0, 1)
+    rows = [("mine", "a", 0, 1), ("mine", "b", 0, 0), ("mine", "b", 1, 1), ("mine", "faulty", 0, 1), ("other", "a", 0, 0)]
+    table = pa.Table.from_pylist([dict(zip(("benchmark", "id", "rotation", "picked"), row)) for row in rows])
+    parquet.write_table(table, tmp_path / "sft.parquet")
+    assert harness.agreement("sft", "mine", {"a": 1, "b": 1}).endswith("sft.parquet on 1 of 2")
+    assert harness.agreement("dpo", "mine", {"a": 1}).endswith("dpo.parquet does not tell ours")

@@ -28,6 +28,7 @@ from stages.files import read_json, replace_file
 from stages.params import ROLES, Problem, one_line_errors, read
 
 RAW, REPORTS, PREDICTIONS = Path("data/raw/benchmarks"), Path("data/reports"), Path("data/predictions")
+HARNESSES = {"lm-eval": "lm-eval 0.4.13", "oall": "lighteval 0.13.0"}
 TRAINED_ON = [role for role, layout in ROLES.items() if layout != "benchmarks"]
 
 
@@ -77,9 +78,8 @@ def export(folder: Path, benchmark: str, asked: argparse.Namespace) -> pa.Table:
         parquet.write_table(table, temporary)
     with replace_file(folder / f"{task}.yaml") as temporary:
         YAML().dump(definition(task, asked.style), temporary)
-    same = f"byte for byte as its task {how.task}" if how.task else "as no task of the harness does"
-    harness = {"lm-eval": "lm-eval 0.4.13", "oall": "lighteval 0.13.0"}[asked.style]
-    print(f"{folder / task}.yaml: {len(table):,} items, asked {same} ({harness})")
+    asks = f"as {how.task} of {HARNESSES[asked.style]}" if how.task else f"in the general wording of {asked.style}"
+    print(f"{folder / task}.yaml: {len(table):,} items, asked {asks}")
     return table
 
 
