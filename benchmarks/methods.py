@@ -7,7 +7,6 @@ Content (exact match) and form (full sentence) stand side by side: each can be b
 """
 
 import argparse
-import json
 import math
 import os
 import subprocess
@@ -16,20 +15,20 @@ import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
+from stages.files import read_json
 from stages.methods import METHODS
-from tools.scores import lookup
 
 PREFERENCE = [name for name, method in METHODS.items() if method.trainer != "sft"]
 COLUMNS = {
-    "exact match": "exact_match.value",
-    "full sentence": "sentence_rate.value",
-    "right full sentence": "right_sentence.value",
-    "multiple choice": "multiple_choice.value",
-    "worked examples": "few_shot_exact_match.value",
-    "pair accuracy": "preference.accuracy.value",
-    "near misses": "preference.by_source.skills/near_miss",
-    "margin": "preference.margin",
-    "stops": "health.stop_rate",
+    "exact match": "skills",
+    "full sentence": "skills_sentence",
+    "right full sentence": "skills_right_sentence",
+    "multiple choice": "skills_choice",
+    "worked examples": "skills_worked_examples",
+    "pair accuracy": "preference",
+    "near misses": "preference: skills/near_miss",
+    "margin": "preference_margin",
+    "stops": "stop_rate",
 }
 
 
@@ -68,8 +67,9 @@ def run(clone: Path, overrides: list[str]) -> None:
 
 
 def metrics(clone: Path, checkpoint: str) -> dict[str, float]:
-    table = json.loads((clone / f"metrics/{checkpoint}.json").read_text(encoding="utf-8"))
-    return {title: lookup(table, key) for title, key in COLUMNS.items()}
+    slices = read_json(clone / f"metrics/tables/{checkpoint}.json")["slices"]
+    found = read_json(clone / f"metrics/{checkpoint}.json") | {f"{one['benchmark']}: {one['name']}": one["value"] for one in slices}
+    return {title: found[key] for title, key in COLUMNS.items()}
 
 
 def summary(values: dict[str, float]) -> str:

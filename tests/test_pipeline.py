@@ -2,6 +2,7 @@
 where the one before it stopped."""
 
 import json
+import math
 import re
 
 import pytest
@@ -11,7 +12,7 @@ from tests.conftest import TINY, Workspace
 EVERY_STAGE = {
     "fetch@instructions", "fetch@preferences", "fetch@continued", "fetch@benchmarks", "base",
     "format@instructions", "format@preferences", "format@continued", "report",
-    "sft", "dpo", "evaluate@base", "evaluate@sft", "evaluate@dpo",
+    "sft", "dpo", "evaluate@base", "evaluate@sft", "evaluate@dpo", "figures",
 }  # fmt: skip
 
 
@@ -56,11 +57,12 @@ def test_the_metrics_are_complete_and_free_of_noise(project):
     for checkpoint in ("base", "sft", "dpo"):
         text = (project.path / f"metrics/{checkpoint}.json").read_text(encoding="utf-8")
         metrics = json.loads(text)
-        assert set(metrics["exact_match"]) == {"value", "stderr", "n", "chance"}
-        assert len(metrics["families"]) == 12
-        asked = sum(family["n"] for family in metrics["families"].values())
-        assert asked == metrics["exact_match"]["n"] == 12 * TINY["data.benchmarks.skills"]
-        assert set(metrics["health"]) == {"stop_rate", "arabic_share", "repetition"}
+        assert all(math.isfinite(value) for value in metrics.values())
+        assert {"skills", "preference", "validation_loss", "stop_rate", "arabic_share"} <= set(metrics)
+        tables = json.loads((project.path / f"metrics/tables/{checkpoint}.json").read_text(encoding="utf-8"))
+        assert tables["scores"][0]["benchmark"] == "skills"
+        assert tables["scores"][0]["n"] == 12 * TINY["data.benchmarks.skills"]
+        assert len([one for one in tables["slices"] if one["benchmark"] == "skills"]) == 12
         assert not re.search(r"20\d\d-\d\d|/tmp|[0-9a-f]{40}", text)
     data = json.loads((project.path / "metrics/data.json").read_text(encoding="utf-8"))
     for role in (data["instructions"], data["preferences"]):
@@ -81,18 +83,18 @@ def test_the_commit_verifies_itself_and_a_forged_metric_does_not(project):
     assert "agree with the commit" in project.run("python", "-m", "tools.verify").stdout
     path = project.path / "metrics/dpo.json"
     honest = path.read_text(encoding="utf-8")
-    path.write_text(honest.replace('"value": ', '"value": 1', 1), encoding="utf-8")
+    path.write_text(honest.replace('"skills": ', '"skills": 1', 1), encoding="utf-8")
     project.commit("a better number")
     result = project.run("python", "-m", "tools.verify", check=False)
     assert result.returncode == 1
     assert "metrics/dpo.json, in git and as evaluate@dpo saw it" in result.stdout
     path.write_text(honest, encoding="utf-8")
     project.commit("the honest number")
-    assert "exact match" in project.run("python", "-m", "tools.scores", "--families").stdout
+    assert "skills, subject: plural" in project.run("python", "-m", "tools.scores", "--parts").stdout
 
 
 def test_another_method_runs_the_preference_stage_and_its_evaluation_alone(project):
-    assert stages_run(project.run("dvc", "exp", "run", "-S", "method=kto").stdout) == {"dpo", "evaluate@dpo"}
+    assert stages_run(project.run("dvc", "exp", "run", "-S", "method=kto").stdout) == {"dpo", "evaluate@dpo", "figures"}
     diff = metrics_diff(project)
     assert set(diff) == {"metrics/dpo.json", "metrics/train_dpo.json"}
     assert diff["metrics/train_dpo.json"]["start_loss"]["new"] == 0.5
@@ -101,12 +103,18 @@ def test_another_method_runs_the_preference_stage_and_its_evaluation_alone(proje
 def test_a_method_already_run_comes_back_from_the_run_cache(project):
     result = project.run("dvc", "exp", "run", "-S", "method=dpo").stdout
     assert not stages_run(result)
-    assert result.count("is cached - skipping run") == 2
+    assert result.count("is cached - skipping run") == 3
     assert not metrics_diff(project)
 
 
 def test_more_epochs_run_sft_and_what_follows(project):
-    assert stages_run(project.run("dvc", "exp", "run", "-S", "sft.epochs=2").stdout) == {"sft", "dpo", "evaluate@sft", "evaluate@dpo"}
+    assert stages_run(project.run("dvc", "exp", "run", "-S", "sft.epochs=2").stdout) == {
+        "sft",
+        "dpo",
+        "evaluate@sft",
+        "evaluate@dpo",
+        "figures",
+    }
     project.run("git", "checkout", "-q", ".")
 
 
@@ -120,12 +128,12 @@ def test_the_text_policy_runs_format_onward(project):
 def test_a_refinement_is_one_more_pass_with_its_own_evaluation(project):
     project.run("dvc", "checkout")
     ran = stages_run(project.run("dvc", "exp", "run", "-S", "refine=[ipo,continued]").stdout)
-    assert ran == {"refine@ipo", "evaluate_refined@ipo", "refine@continued", "evaluate_refined@continued"}
+    assert ran == {"refine@ipo", "evaluate_refined@ipo", "refine@continued", "evaluate_refined@continued", "figures"}
     for item in ("ipo", "continued"):
         provenance = json.loads((project.path / f"models/refine-{item}/provenance.json").read_text(encoding="utf-8"))
         assert [link["checkpoint"] for link in provenance["chain"]] == ["models/sft", "models/dpo"]
         assert provenance["method"] == item
-        assert json.loads((project.path / f"metrics/refine-{item}.json").read_text())["exact_match"]["n"]
+        assert json.loads((project.path / f"metrics/refine-{item}.json").read_text())["skills"] >= 0
     # β is 0.1 x 0.5, and the reference the policy of models/dpo: at the start 1 / 4β²
     facts = json.loads((project.path / "metrics/train_refine-ipo.json").read_text(encoding="utf-8"))
     assert facts["start_loss"] == pytest.approx(100, rel=1e-3)

@@ -70,7 +70,7 @@ def test_a_model_and_its_data_come_from_the_hub_and_run_to_the_end(project, hub)
     assert "\u200b" not in "".join(parquet.read_table(project.path / "data/formatted/instructions/train.parquet")["completion"].to_pylist())
     assert read(project, "models/sft/adapter_config.json")["base_model_name_or_path"] == "Qwen/Qwen3-1.7B-Base"
     assert read(project, "models/dpo/provenance.json")["base"]["commit"] == base["commit"]
-    assert read(project, "metrics/dpo.json")["exact_match"]["n"] == 12
+    assert read(project, "metrics/tables/dpo.json")["scores"][0]["n"] == 12
     assert read(project, "metrics/train_dpo.json")["start_loss"] == pytest.approx(0.6931, abs=0.01)
     project.commit("qwen3")
 

@@ -1,6 +1,6 @@
 """Task files for lm-evaluation-harness, so that the harness itself can score our benchmarks.
 
-    python -m tools.harness FOLDER [--benchmark NAME …] [--style lm-eval] [--shots 0] [--check sft]
+    python -m tools.harness FOLDER [--benchmark NAME …] [--style oall] [--shots 5] [--check sft]
 
 For each benchmark in data/raw/benchmarks two files: a table of the items as stages/protocols.py asks them, worked examples and all,
 and the task that reads it. Items with a fault, and items found in training rows that were kept, are left out. The command to run is
@@ -28,7 +28,6 @@ from stages.files import read_json, replace_file
 from stages.params import ROLES, Problem, one_line_errors, read
 
 RAW, REPORTS, PREDICTIONS = Path("data/raw/benchmarks"), Path("data/reports"), Path("data/predictions")
-HARNESSES = {"lm-eval": "lm-eval 0.4.13", "oall": "lighteval 0.13.0"}
 TRAINED_ON = [role for role, layout in ROLES.items() if layout != "benchmarks"]
 
 
@@ -36,11 +35,13 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m tools.harness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--benchmark", nargs="+", help="all that are multiple choice by default")
-    parser.add_argument("--style", choices=protocols.STYLES, default="lm-eval")
-    parser.add_argument("--shots", type=int, default=0, help="worked examples")
+    parser.add_argument("--style", choices=protocols.HARNESSES, help="params.yaml's evaluate.style by default")
+    parser.add_argument("--shots", type=int, help="worked examples; evaluate.shots by default")
     parser.add_argument("--check", metavar="CHECKPOINT", help="base, sft, dpo, …")
     asked = parser.parse_args()
     with one_line_errors():
+        settings = read().evaluate
+        asked.style, asked.shots = asked.style or settings.style, settings.shots if asked.shots is None else asked.shots
         tasks = {task_name(name, asked): export(asked.folder, name, asked) for name in asked.benchmark or benchmarks()}
         print(command(asked.folder, list(tasks)))
         if asked.check:
@@ -78,7 +79,7 @@ def export(folder: Path, benchmark: str, asked: argparse.Namespace) -> pa.Table:
         parquet.write_table(table, temporary)
     with replace_file(folder / f"{task}.yaml") as temporary:
         YAML().dump(definition(task, asked.style), temporary)
-    asks = f"as {how.task} of {HARNESSES[asked.style]}" if how.task else f"in the general wording of {asked.style}"
+    asks = f"as {how.task} of {protocols.HARNESSES[asked.style]}" if how.task else f"in the general wording of {asked.style}"
     print(f"{folder / task}.yaml: {len(table):,} items, asked {asks}")
     return table
 

@@ -29,14 +29,15 @@ def table(name: str) -> dict[str, str]:
     """A checkpoint's numbers by title; those of a benchmark's parts are indented below it."""
     cells = {}
     tables = read_json(METRICS / f"tables/{name}.json")
-    entries = sorted(tables["scores"] + tables["slices"], key=lambda entry: entry["benchmark"])
+    benchmarks = [entry["benchmark"] for entry in tables["scores"]]
+    entries = sorted(tables["scores"] + tables["slices"], key=lambda entry: benchmarks.index(entry["benchmark"]))
     for entry in entries:
         chance = f" [{entry['chance']:.2f}]" if entry.get("chance") else ""
         whole = entry["slice"] == "all"
         title = f"{entry['benchmark']}{chance}" if whole else f"  {entry['benchmark']}, {entry['slice']}: {entry['name']}{chance}"
         cells[title] = f"{entry['value']:.3f} ± {entry['stderr'] or 0:.3f}"
-    scored = {entry["benchmark"] for entry in entries}
-    return cells | {title: f"{value:.3f}" for title, value in read_json(METRICS / f"{name}.json").items() if title not in scored}
+    others = read_json(METRICS / f"{name}.json").items()
+    return cells | {title: f"{value:.3f}" for title, value in others if title not in benchmarks}
 
 
 if __name__ == "__main__":
