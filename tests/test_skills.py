@@ -18,10 +18,10 @@ ROOT = Path(__file__).parents[1]
 def test_no_held_out_item_is_in_training_data():
     instructions = list(skills.instructions(3000))
     preferences = list(skills.preferences(3000))
-    held_out = {row["id"] for row in skills.benchmark(30) if row["split"] != "dev"}
+    held_out = {row["id"].split(":", 1)[1] for row in skills.benchmark(30) if row["split"] != "dev"}
     trained = {row["id"].split(":", 1)[1] for row in instructions + preferences if row["split"] == "train"}
     validation = {row["id"].split(":", 1)[1] for row in instructions + preferences if row["split"] == "validation"}
-    test = {row["id"] for row in skills.benchmark(30) if row["split"] == "test"}
+    test = {row["id"].split(":", 1)[1] for row in skills.benchmark(30) if row["split"] == "test"}
     assert not held_out & trained
     assert not validation & trained
     assert not test & validation
