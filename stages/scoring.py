@@ -18,10 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.params import Problem
 
-CPU_TOKENS = 1024  # of a batch
+CPU_TOKENS = 2048  # of a batch
 GPU_TOKENS = (512, 16384)  # the fewest and the most
 ATTENTION = 4096  # tokens of a row at which its attention costs about as much as all else
-TILE = (1024, 16384)  # positions × vocabulary: the logits that exist at a time
+TILE = (1024, 4096)  # positions × vocabulary: the logits that exist at a time
 TEXTS = 512  # encoded at a time; the tokenizer returns a lot more than ids
 
 
