@@ -146,7 +146,7 @@ def lengths(way: str, tokenizer: "PreTrainedTokenizerBase", questions: list["Que
     pairs = [scoring.parted(prompt, choice) for prompt, own in questions for choice in own]
     sequences = scoring.encode(tokenizer, pairs, LONGEST)
     if way == "ours":
-        return [len(row.tokens) for row in scoring.lay_out(sequences, tokens)]
+        return [len(row.tokens) for row in scoring.lay_out(dict(enumerate(sequences)), tokens)]
     return [len(read) for read in {tuple(one.read) for one in sequences}]
 
 
