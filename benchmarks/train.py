@@ -104,13 +104,13 @@ def add(found: dict[str, dict], more: dict[str, dict]) -> None:
         found[variant] |= values
 
 
-def alone(folder: Path, action: Callable, *arguments: Any) -> Any:
-    """What an action returns, done in a fresh process that works in `folder`."""
+def alone(folder: Path, action: Callable, *arguments: Any, modules: list[str] = MODULES) -> Any:
+    """What an action returns, done in a fresh process that works in `folder` and finds `modules` imported."""
     print(" ".join([action.__name__, *map(str, arguments)]), file=sys.stderr, flush=True)
     # A fork server, as a process that is started by another one inherits the peak memory of that one.
     context = get_context("forkserver")
     if not shutil.which("nvidia-smi"):  # no GPU: what CUDA sets up when modules are imported would not survive a fork
-        context.set_forkserver_preload(MODULES)
+        context.set_forkserver_preload(modules)
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(inside, folder, action, *arguments).result()
 
@@ -458,9 +458,9 @@ def report(found: dict) -> str:
     return "\n".join([*lines, "", f"{facts}; model {options['size']}, {options['rows']} rows, {options['pairs']} pairs"])
 
 
-def table(title: str, variants: dict[str, dict]) -> list[str]:
+def table(title: str, variants: dict[str, dict], columns: dict[str, tuple[str, str]] = COLUMNS) -> list[str]:
     """Aligned columns, of those that these variants have."""
-    columns = {name: column for name, column in COLUMNS.items() if column[0] in next(iter(variants.values()))}
+    columns = {name: column for name, column in columns.items() if column[0] in next(iter(variants.values()))}
     rows = [[title, *columns]]
     rows += [[name, *(form.format(values[key]) for key, form in columns.values())] for name, values in variants.items()]
     widths = [max(map(len, cells)) for cells in zip(*rows)]

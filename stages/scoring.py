@@ -18,10 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.params import Problem
 
-CPU_TOKENS = 1024  # of a batch
+CPU_TOKENS = 2048  # of a batch
 GPU_TOKENS = (512, 16384)  # the fewest and the most
 ATTENTION = 4096  # tokens of a row at which its attention costs about as much as all else
-TILE = (1024, 16384)  # positions × vocabulary: the logits that exist at a time
+TILE = (1024, 4096)  # positions × vocabulary: the logits that exist at a time
+CURE = "ask shorter ones, set `quantization: nf4` for the model, or end other programs on the GPU"
 TEXTS = 512  # encoded at a time; the tokenizer returns a lot more than ids
 
 
@@ -137,10 +138,13 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[
 # --- rows -----------------------------------------------------------------------------------------------------------------
 
 
-def lay_out(sequences: list[Sequence], tokens: int) -> list[Row]:
-    """Every sequence on one row, beside those that begin as it does; no row is longer than `tokens` unless its one sequence is."""
+def lay_out(sequences: dict[int, Sequence], tokens: int) -> list[Row]:
+    """Every sequence on a row, beside those that begin as it does, the longest row first.
+
+    No row is longer than `tokens`, unless one sequence alone is.
+    """
     rows, path, before = [Row()], [], []
-    for number in sorted(range(len(sequences)), key=lambda number: sequences[number].read):
+    for number in sorted(sequences, key=lambda number: sequences[number].read):
         read = sequences[number].read
         shared = common(before, read)
         if not joins(len(read), shared, len(rows[-1].tokens), tokens):
@@ -154,7 +158,7 @@ def lay_out(sequences: list[Sequence], tokens: int) -> list[Row]:
         path = [*path[:shared], *range(start, len(row.tokens))]
         row.answers[number] = path[-len(sequences[number].answer) :]
         before = read
-    return [row for row in rows if row.tokens]
+    return sorted(rows[1:], key=lambda row: -len(row.tokens))
 
 
 def common(one: list[int], other: list[int]) -> int:
@@ -205,26 +209,26 @@ def log_probabilities(
     apart: bool = False,
 ) -> list[tuple[float, int]]:
     """In nats, summed over the answer's tokens, and the number of these."""
-    sequences = encode(tokenizer, pairs, model.config.max_position_embeddings, apart)
-    tokens = tokens or batch_tokens(model)
-    rows = sorted(lay_out(sequences, tokens), key=lambda row: -len(row.tokens))
-    found: dict[int, float] = {}
+    sequences = dict(enumerate(encode(tokenizer, pairs, model.config.max_position_embeddings, apart)))
+    tokens, found = tokens or batch_tokens(model), {}
+    rows = lay_out(sequences, tokens)
     with by_sdpa(model), tqdm(total=len(pairs), desc=title, unit="answer", leave=False, dynamic_ncols=True, disable=None) as bar:
         while rows:
             batch = rows[: max(1, tokens // len(rows[0].tokens))]
             try:
                 found |= scored(model, batch, sequences)
-            except torch.cuda.OutOfMemoryError:
-                if len(batch) == 1:
-                    raise
-                tokens = len(batch) * len(batch[0].tokens) // 2  # the longest come first: what fits here fits the rest
-                continue
-            rows = rows[len(batch) :]
-            bar.update(sum(len(row.answers) for row in batch))
-    return [(found[number], len(sequence.answer)) for number, sequence in enumerate(sequences)]
+            except torch.cuda.OutOfMemoryError as error:
+                if len(batch) == 1 and not batch[0].branches:
+                    raise Problem(f"{title}: the GPU has no memory left for {len(batch[0].tokens)} tokens: {CURE}") from error
+                tokens = len(batch) * len(batch[0].tokens) // 2
+                rows = lay_out({number: sequence for number, sequence in sequences.items() if number not in found}, tokens)
+            else:
+                rows = rows[len(batch) :]
+                bar.update(len(found) - bar.n)
+    return [(found[number], len(sequence.answer)) for number, sequence in sequences.items()]
 
 
-def scored(model: PreTrainedModel | PeftModel, rows: list[Row], sequences: list[Sequence]) -> dict[int, float]:
+def scored(model: PreTrainedModel | PeftModel, rows: list[Row], sequences: dict[int, Sequence]) -> dict[int, float]:
     """Log-probability of every answer on the rows of a batch, by the sequence's number."""
     states = model.get_decoder()(**inputs(rows, model.device), use_cache=False).last_hidden_state
     asked = [(i, number, columns) for i, row in enumerate(rows) for number, columns in row.answers.items()]

@@ -328,7 +328,8 @@ def benchmark(rows: int) -> Iterator[dict]:
                 choices = [item.answer, *item.near_misses[:3]]
                 rng.shuffle(choices)
                 yield {"question": item.question(rng), "context": "", "choices": choices, "answer": choices.index(item.answer),
-                       "subject": family, "group": "", "level": "", "country": "", "id": f"{family}:{item.key}", "split": split}  # fmt: skip
+                       "subject": family, "group": "", "level": "", "country": "", "id": f"{family}:{item.key}",
+                       "split": split}  # fmt: skip
 
 
 def continued(rows: int) -> Iterator[dict]:

@@ -1,6 +1,8 @@
 """Log-probabilities of answers, beside those of lm-evaluation-harness."""
 
 import random
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from stages import scoring, skills
+from stages.params import Problem
 from tests.conftest import ROOT
 
 LONGEST = 256
@@ -100,3 +103,100 @@ def test_four_bit_weights_score_alike_in_any_batch(tokenizer, questions, tmp_pat
     alone = [value for question in questions[::10] for value in logps(scoring.choices(quantised, tokenizer, [question], "", tokens=1))]
     assert together == pytest.approx(alone, abs=1e-3)
     assert together != pytest.approx(logps(scoring.choices(model("qwen3"), tokenizer, questions[::10], "")), abs=1e-1)
+
+
+def rows(sequences: list[list[int]], tokens: int) -> list[scoring.Row]:
+    """Of sequences with an answer of one token each."""
+    return scoring.lay_out({number: scoring.Sequence(read, [9]) for number, read in enumerate(sequences)}, tokens)
+
+
+def test_a_row_holds_what_sequences_share_once():
+    first, second = rows([[1, 2, 3], [1, 2, 4, 5], [1, 6], [7], [1, 2, 3]], 100)
+    assert (first.tokens, first.positions) == ([1, 2, 3, 4, 5, 6], [0, 1, 2, 2, 3, 1])
+    assert first.answers == {0: [2], 4: [2], 1: [4], 2: [5]}
+    assert (second.tokens, second.answers) == ([7], {3: [0]})
+    seen = [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 1, 3, 4], [0, 5]]
+    assert [np.flatnonzero(row).tolist() for row in scoring.mask(first, 6)] == seen
+
+
+def test_rows_end_where_sharing_costs_more_than_it_saves():
+    questions = [[1] * 20 + [kind] * 80 for kind in range(2, 30)]
+    assert 1 < len(rows(questions, 4096)) < len(questions)
+    assert [len(row.tokens) for row in rows(questions, 200)] == [180] * 14
+
+
+def test_letters_take_one_reading_of_their_question(tokenizer):
+    asked = []
+    letter_model = model("qwen3")
+    letter_model.get_decoder().register_forward_pre_hook(lambda _, __, inputs: asked.append(inputs["input_ids"].shape), with_kwargs=True)
+    scoring.choices(letter_model, tokenizer, [("أي حرف؟\nجواب:", [" أ", " ب", " ج", " د"])], "")
+    assert asked == [(1, len(tokenizer("أي حرف؟\nجواب:")["input_ids"]))]
+
+
+def test_the_log_probability_of_a_given_answer(tokenizer):
+    """A line end that closes the prompt stays with it; the answer's stop token counts."""
+    own, prompt, answer = model("qwen2"), "<|im_start|>assistant\n", "القاهرة<|im_end|>"
+    [found] = scoring.score(own, tokenizer, [(prompt, answer)], "")
+    start, ids = tokenizer(prompt)["input_ids"], tokenizer(prompt + answer)["input_ids"]
+    logps = own(torch.tensor([ids])).logits[0].log_softmax(-1)
+    expected = sum(logps[place - 1, ids[place]].item() for place in range(len(start), len(ids)))
+    assert found.logp == pytest.approx(expected, abs=1e-4)
+    assert (found.tokens, found.characters) == (len(ids) - len(start), len(answer))
+    assert found.per_token == found.logp / found.tokens
+
+
+def test_results_come_in_order_whatever_the_batches(tokenizer, questions):
+    own, some = model("qwen3"), questions[::7]
+    expected = [value for question in some for value in logps(scoring.choices(own, tokenizer, [question], ""))]
+    for tokens in (1, 700, 4096):
+        assert logps(scoring.choices(own, tokenizer, some, "", tokens)) == pytest.approx(expected, abs=2e-4)
+
+
+def test_letters_do_not_tie_in_bfloat16(tokenizer, questions):
+    """Logits rounded to 8 bits tie at the top in 4 of these 100 items."""
+    found = scoring.choices(model("qwen3").bfloat16(), tokenizer, questions[:100], "")
+    best = [sorted((one.logp for one in own), reverse=True) for own in found]
+    assert all(first > second for first, second, *_ in best)
+
+
+def test_a_batch_that_does_not_fit_is_halved(tokenizer, questions):
+    own, some, tried = model("qwen3"), questions[::4], []
+    expected = logps(scoring.choices(own, tokenizer, some, ""))
+
+    def full(_, __, inputs):
+        tried.append(inputs["input_ids"].numel())
+        if tried[-1] > limit:
+            raise torch.cuda.OutOfMemoryError
+
+    own.get_decoder().register_forward_pre_hook(full, with_kwargs=True)
+    limit = 1100
+    assert logps(scoring.choices(own, tokenizer, some, "", 4096)) == pytest.approx(expected, abs=2e-4)
+    refused = [size for size in tried if size > limit]
+    assert tried[: len(refused)] == refused  # it stays small
+    assert all(after <= before / 2 for before, after in pairwise(refused))
+    limit = 1
+    with pytest.raises(Problem, match="no memory left for"):
+        scoring.choices(own, tokenizer, some, "")
+
+
+def test_attention_that_takes_no_mask_of_pairs_is_put_aside(tokenizer, questions):
+    own = model("qwen3")
+    expected = logps(scoring.choices(own, tokenizer, questions[::10], ""))
+    own.set_attn_implementation("eager")  # it would add the mask instead of obeying it
+    assert logps(scoring.choices(own, tokenizer, questions[::10], "")) == pytest.approx(expected, abs=1e-4)
+    assert own.config._attn_implementation == "eager"
+
+
+def test_a_gpu_with_more_free_memory_takes_larger_batches(monkeypatch):
+    own = SimpleNamespace(device=torch.device("cuda"), config=SimpleNamespace(intermediate_size=18944, hidden_size=3584))
+    sizes = []
+    for free in (0.1, 2, 4, 80):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free * 2**30, None))
+        sizes.append(scoring.batch_tokens(own))
+    assert sizes == [512, 2048, 4096, 16384]
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [("", " أ"), ("سؤال:", ""), ("سؤال:", " كلمة" * 300)])
+def test_what_cannot_be_scored_is_named(tokenizer, prompt, answer):
+    with pytest.raises(Problem, match="cannot score"):
+        scoring.choices(model("qwen3"), tokenizer, [(prompt, [answer])], "")
