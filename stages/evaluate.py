@@ -31,19 +31,20 @@ def main(checkpoint: str) -> None:
         # 2. benchmarks, and held-out pairs as one more
         names = list(read_json(SOURCES))
         rows = [row for name in names for row in benchmarks.ask(model, name, params.evaluate)]
-        pairs = held_out("preferences", params.evaluate.held_out)
+        pairs = spread(held_out("preferences"), params.evaluate.held_out)
         chosen, rejected = (model.score([(pair["prompt"], pair[kind]) for pair in pairs], kind) for kind in ("chosen", "rejected"))
         rows = list(map(benchmarks.complete, rows + heldout.preferences(pairs, chosen, rejected)))
         mark_leaked(rows, ["instructions", "preferences", *(["continued"] if refined else [])])
 
         # 3. held-out text, and the health of answers to some of its prompts
-        texts = held_out("instructions", params.evaluate.held_out)
+        texts = spread(held_out("instructions"), params.evaluate.held_out)
         losses = model.score([(row["prompt"], row["completion"]) for row in texts], "validation")
-        facts, answers = heldout.health(model, texts[:: max(1, len(texts) // params.evaluate.health_prompts)])
+        facts, answers = heldout.health(model, spread(texts, params.evaluate.health_prompts))
         entries = scores.scores(rows)
         rows += map(benchmarks.complete, answers)
         metrics = {
             **scores.headline(entries),
+            **scores.place_bias(rows),
             **heldout.text_scores(texts, losses, model.template.stop),
             **heldout.preference_scores(chosen, rejected),
             **facts,
@@ -59,9 +60,12 @@ def main(checkpoint: str) -> None:
         print(f"evaluate: {checkpoint}: " + ", ".join(f"{name} {metrics[name]:.3f}" for name in list(metrics)[:3]))
 
 
-def held_out(role: str, count: int) -> list[dict]:
-    """At most `count` held-out rows, from every part of the file: datasets stand in it one after another."""
-    rows = parquet.read_table(FORMATTED / role / "validation.parquet").to_pylist()
+def held_out(role: str) -> list[dict]:
+    return parquet.read_table(FORMATTED / role / "validation.parquet").to_pylist()
+
+
+def spread(rows: list[dict], count: int) -> list[dict]:
+    """At most `count` rows, from every part of the list: datasets stand in it one after another."""
     return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else rows
 
 

@@ -43,7 +43,8 @@ ROLES = {"instructions": "instructions", "preferences": "preferences", "continue
 
 # What evaluate measures beside the benchmarks.
 LOWER_IS_BETTER = {
-    "validation_loss", "byte_perplexity", "loop_rate", "repetition", "empty_rate", "markup_rate", "latin_share", "cjk_share", "divergence",
+    "validation_loss", "byte_perplexity", "place_bias", "loop_rate", "repetition", "empty_rate", "markup_rate", "latin_share", "cjk_share",
+    "divergence",
 }  # fmt: skip
 HIGHER_IS_BETTER = {
     "preference", "preference_margin", "preference_accuracy_per_token", "stop_rate", "distinct_2", "arabic_share", "length_ratio", "chrf",

@@ -1,6 +1,6 @@
 """Scores with their error bars, from rows of predictions: over all items of a benchmark and by its parts."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from statistics import fmean
 
@@ -30,7 +30,7 @@ def of_benchmark(name: str, rows: list[dict]) -> Iterable[dict]:
     if leaked:
         yield entry(name, "leaked", "in the training data", leaked)
     if len(first) > len(clean) + len(leaked):
-        yield entry(name, "with faulty", "questions that were overwritten", first)
+        yield entry(name, "with faulty", "questions with a fault, too", first)
     for part in PARTS:
         groups = defaultdict(list)
         for row in clean:
@@ -64,6 +64,16 @@ def entry(benchmark: str, part: str, name: str, rows: list[dict]) -> dict:
     chances = [row["chance"] for row in rows if row.get("chance") is not None]
     chance = {"chance": round(fmean(chances), 4)} if chances else {}
     return {"benchmark": benchmark, "slice": part, "name": name, **found, **chance}
+
+
+def place_bias(rows: list[dict]) -> dict[str, float]:
+    """How far the places of the picked choices are from those of the right ones: half the sum of the differences of their shares
+    (total variation). 0: every letter as often as it is right; 0.75 for always the same of four.
+    """
+    asked = [row for row in rows if row["picked"] is not None and row["rotation"] == 0 and row["fault"] is None]
+    picked, right = (Counter(row[kind] for row in asked) for kind in ("picked", "gold"))
+    distance = sum(abs(picked[place] - right[place]) for place in picked | right) / 2
+    return {"place_bias": round(distance / len(asked), 4)} if asked else {}
 
 
 def headline(entries: list[dict]) -> dict[str, float]:

@@ -39,7 +39,7 @@ def test_leaked_and_faulty_items_are_scored_apart():
     found = entries(rows)
     assert (found["all", ""]["value"], found["all", ""]["n"]) == (0.0, 8)
     assert (found["leaked", "in the training data"]["value"], found["leaked", "in the training data"]["n"]) == (1.0, 1)
-    assert found["with faulty", "questions that were overwritten"]["n"] == 10
+    assert found["with faulty", "questions with a fault, too"]["n"] == 10
 
 
 def test_answers_without_a_reference_are_not_scored():
@@ -57,6 +57,14 @@ def test_a_model_that_always_says_one_letter_shows_in_its_rotations():
     assert found["rotated", "mean over rotations"]["value"] == 0.25
     assert found["consistent", "same choice in every rotation"]["value"] == 0
     assert [found["place", letter]["value"] for letter in "ABCD"] == [1, 0, 0, 0]
+    four = [row(i, 0.0, picked=0, gold=i) for i in range(4)]
+    assert scores.place_bias(four) == {"place_bias": 0.75}
+    assert scores.place_bias([one | {"picked": 3 - one["gold"]} for one in four]) == {"place_bias": 0}
+
+
+def test_held_out_rows_come_from_every_part():
+    assert evaluate.spread(list(range(10)), 4) == [0, 2, 5, 7]
+    assert evaluate.spread([1, 2], 4) == [1, 2]
 
 
 def test_confidence_is_the_softmax_of_the_choices():
