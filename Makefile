@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro test lint
+.PHONY: repro test test-all lint
 
 repro: .venv/ready
 	dvc repro
@@ -10,6 +10,9 @@ repro: .venv/ready
 
 test: .venv/ready
 	pytest -n 2 --dist loadfile
+
+test-all: .venv/ready
+	pytest -n 2 --dist loadfile -m "slow or not slow"
 
 lint: .venv/ready
 	ruff check .

@@ -133,7 +133,7 @@ def by_harness(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", q
 def by_ours(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", questions: list["Question"], tokens: int) -> list[float]:
     from stages import scoring
 
-    return [one.logp for own in scoring.choices(model, tokenizer, questions, "", tokens) for one in own]
+    return [one.logp for own in scoring.choices(model, tokenizer, questions, "", tokens=tokens) for one in own]
 
 
 WAYS: dict[str, "Scorer"] = {"lm-eval": by_harness, "ours": by_ours}

@@ -14,7 +14,7 @@ from stages.catalog import ADAPTERS, Fault
 from stages.params import Own, Problem, Rows, Source, read
 from tests.conftest import ROOT
 
-FUZZED_ROWS = int(os.environ.get("FUZZED_ROWS", 1000))  # of each adapter
+FUZZED_ROWS = int(os.environ.get("FUZZED_ROWS", 200))  # of each adapter
 
 
 def messages(*turns):

@@ -92,6 +92,7 @@ def test_a_second_dataset_fetches_nothing_that_is_there(project, hub):
     project.run("dvc", "checkout", "-q")
 
 
+@pytest.mark.slow
 def test_a_4_bit_model_runs_to_the_end(project):
     result = project.run("dvc", "exp", "run", "-S", "model=qwen2_5-7b")
     assert {"base", "sft", "dpo", "evaluate@dpo"} <= stages_run(result.stdout)

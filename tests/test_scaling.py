@@ -76,6 +76,7 @@ def test_the_fsdp_configuration_shards_in_version_2(monkeypatch):
     assert environment["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
 
 
+@pytest.mark.slow
 def test_a_queue_runs_methods_side_by_side(tmp_path_factory):
     project = Workspace(tmp_path_factory.mktemp("queue"))
     project.under_git(tmp_path_factory.mktemp("remote"))

@@ -149,7 +149,7 @@ def test_results_come_in_order_whatever_the_batches(tokenizer, questions):
     own, some = model("qwen3"), questions[::7]
     expected = [value for question in some for value in logps(scoring.choices(own, tokenizer, [question], ""))]
     for tokens in (1, 700, 4096):
-        assert logps(scoring.choices(own, tokenizer, some, "", tokens)) == pytest.approx(expected, abs=2e-4)
+        assert logps(scoring.choices(own, tokenizer, some, "", tokens=tokens)) == pytest.approx(expected, abs=2e-4)
 
 
 def test_letters_do_not_tie_in_bfloat16(tokenizer, questions):
@@ -170,7 +170,7 @@ def test_a_batch_that_does_not_fit_is_halved(tokenizer, questions):
 
     own.get_decoder().register_forward_pre_hook(full, with_kwargs=True)
     limit = 1100
-    assert logps(scoring.choices(own, tokenizer, some, "", 4096)) == pytest.approx(expected, abs=2e-4)
+    assert logps(scoring.choices(own, tokenizer, some, "", tokens=4096)) == pytest.approx(expected, abs=2e-4)
     refused = [size for size in tried if size > limit]
     assert tried[: len(refused)] == refused  # it stays small
     assert all(after <= before / 2 for before, after in pairwise(refused))
