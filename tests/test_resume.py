@@ -74,7 +74,10 @@ def finish(project: Workspace, stage: str) -> None:
     assert process.exitcode == 0, (project.path / "log.txt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("stage", "quantization"), [("sft", "none"), ("dpo", "none"), pytest.param("dpo", "nf4", marks=pytest.mark.slow)])
+SLOW = [pytest.param("dpo", quantization, marks=pytest.mark.slow) for quantization in ("none", "nf4")]
+
+
+@pytest.mark.parametrize(("stage", "quantization"), [("sft", "none"), *SLOW])
 def test_a_run_killed_again_and_again_ends_in_the_same_bytes(project, stage, quantization):
     if quantization == "nf4":
         project.set({"models.nano.weights.quantization": "nf4", "models.nano.weights.dtype": "bfloat16"})
