@@ -32,6 +32,7 @@ import numpy as np
 
 from benchmarks import train
 from benchmarks.train import BASE, LONGEST, Texts, alone, configure, make_model
+from stages.files import write_json
 from stages.params import quiet
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def main() -> None:
             found[kind]["agreement"] = agreement(*(found[kind][way].pop("logps") for way in WAYS))
     print(report(found))
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_json(arguments.json, found)
 
 
 def parse() -> argparse.Namespace:

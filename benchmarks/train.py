@@ -26,7 +26,6 @@ twice, where its GPU kernel computes those of the answers alone. And a machine t
 """
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -42,6 +41,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stages.files import write_json
 from stages.params import Params, quiet, read
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def main() -> None:
             add(found["preference"], alone(folder, margins, list(PREFERENCE)))
     print(report(found))
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_json(arguments.json, found)
 
 
 def parse() -> argparse.Namespace:
