@@ -140,7 +140,7 @@ def send(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dic
     for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
         handler.send_header(name, value)
     handler.end_headers()
-    if handler.command == "GET":
+    if handler.command != "HEAD":
         handler.wfile.write(body)
 
 

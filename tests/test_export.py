@@ -1,0 +1,297 @@
+"""Exports: merged weights, GGUF files and templates that answer as the checkpoint does."""
+
+import base64
+import getpass
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from stages import params
+from stages.files import read_json, write_json
+from stages.modeling import load_base
+from stages.params import Problem, Weights
+from stages.prompts import TEMPLATES
+from tests.conftest import ROOT
+from tests.fake_hub import send
+from tools.export import __main__ as export
+from tools.export import checks, gguf_file, merge, templates
+
+NANO = ROOT / "models/nano"
+TALKS = [
+    [("user", "ما عاصمة مصر؟\n")],
+    [("system", 'أنت "مساعد"\\n'), ("user", " {{ x }} "), ("assistant", "القاهرة."), ("user", "و<b>تونس</b>؟")],
+]
+
+
+# --- templates ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize("system", ["", 'أجب "بإيجاز".\n'])
+def test_the_chat_template_renders_what_training_saw(template, system):
+    # As transformers, and vLLM with it, sets up Jinja.
+    chat = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(templates.jinja(template, system))
+    for talk in TALKS:
+        messages = [{"role": role, "content": content} for role, content in talk]
+        rendered = template.render(messages, system)
+        assert chat.render(messages=messages, add_generation_prompt=True) == rendered
+        assert chat.render(messages=messages) + template.assistant == rendered
+
+
+def test_the_modelfile_says_the_same_in_the_language_of_ollama():
+    text = templates.modelfile(TEMPLATES["chatml"], "أجب بإيجاز.", "dpo-q8_0.gguf", 1024)
+    assert text.splitlines()[0] == "FROM ./dpo-q8_0.gguf"
+    assert '{{- if eq .Role "system" -}}{{- "<|im_start|>system\\n" }}{{ .Content }}{{ "<|im_end|>\\n" -}}' in text
+    assert text.count("PARAMETER stop") == 2
+    assert text.endswith('SYSTEM """أجب بإيجاز."""\n')
+
+
+# --- merging --------------------------------------------------------------------------------------------------------------
+
+
+def weights(quantization: str = "none", dtype: str = "float32") -> Weights:
+    return Weights(path=str(NANO), quantization=quantization, dtype=dtype)
+
+
+def adapter(folder: Path, **settings) -> Path:
+    """A random adapter on nano that changes what it says."""
+    torch.manual_seed(3)
+    model = get_peft_model(load_base(weights(), NANO), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", **settings))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.save_pretrained(folder)
+    return folder
+
+
+def exported(weights: Weights, lora: Path | None, folder: Path) -> Path:
+    """What an export holds that a model is loaded from."""
+    folder.mkdir()
+    merge.merge(weights, NANO, lora, folder)
+    shutil.copy(NANO / "tokenizer.json", folder)
+    shutil.copy(NANO / "tokenizer_config.json", folder)
+    export.describe(folder, read_json(NANO / "config.json"), weights.dtype, [2, 0], 0)
+    return folder
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    ids = torch.tensor([AutoTokenizer.from_pretrained(NANO)("<|im_start|>user\nما جمع كلمة كتاب؟<|im_end|>\n")["input_ids"]])
+    with torch.inference_mode():
+        return model(input_ids=ids).logits[0].float()
+
+
+def divergence(expected: torch.Tensor, other: torch.Tensor) -> float:
+    before, after = expected.log_softmax(-1), other.log_softmax(-1)
+    return (before.exp() * (before - after)).sum(-1).mean().item()
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
+def test_a_merged_adapter_answers_like_the_adapter(tmp_path, settings):
+    lora = adapter(tmp_path / "adapter", **settings)
+    expected = logits(PeftModel.from_pretrained(load_base(weights(), NANO), lora).eval())
+    assert divergence(expected, logits(load_base(weights(), NANO))) > 0.1  # it does change the base
+    merged, _ = checks.load(exported(weights(), lora, tmp_path / "merged"))
+    assert torch.allclose(logits(merged), expected, atol=1e-4)
+
+
+def test_an_adapter_on_4_bits_merges_into_what_the_4_bits_stand_for(tmp_path):
+    lora = adapter(tmp_path / "adapter")
+    four_bits = weights("nf4", "bfloat16")
+    base = load_base(four_bits, NANO)
+    held = base.model.layers[1].mlp.down_proj.weight
+    with safe_open(NANO / "model.safetensors", framework="pt") as file:
+        original = file.get_tensor("model.layers.1.mlp.down_proj.weight")
+    assert torch.equal(merge.through_nf4(original, torch.bfloat16), dequantize_4bit(held.data, held.quant_state))
+    expected = logits(PeftModel.from_pretrained(base, lora).eval())
+    right, _ = checks.load(exported(four_bits, lora, tmp_path / "right"))
+    wrong, _ = checks.load(exported(weights("none", "bfloat16"), lora, tmp_path / "wrong"))
+    assert divergence(expected, logits(right)) < checks.LIMIT < divergence(expected, logits(wrong))
+
+
+# --- GGUF -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def qwen2(tmp_path_factory) -> Path:
+    """A random model in the layout of Qwen2.5-7B: biases, a head of its own, rows that are multiples of 256, in two shards."""
+    folder = tmp_path_factory.mktemp("qwen2")
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    config = Qwen2Config(**shape, vocab_size=4100, max_position_embeddings=512, initializer_range=0.08, tie_word_embeddings=False)
+    model = Qwen2ForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="6MB")
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    tokenizer.eos_token, tokenizer.chat_template = "<|im_end|>", templates.jinja(TEMPLATES["chatml"], "")
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "generation_config.json", {"eos_token_id": [2, 0], "pad_token_id": 0})
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+def test_llama_cpp_and_transformers_read_the_file_as_the_model_it_was(qwen2, tmp_path):
+    gguf_file.write(qwen2, tmp_path / "model.gguf", "f16")
+    original, tokenizer = checks.load(qwen2)
+    prompts = [TEMPLATES["chatml"].render([{"role": "user", "content": text}]) for text in ("ما عاصمة مصر؟", "عدّد 3 مدن: a, b.\n\n  نعم")]
+    expected = checks.record(original.float(), tokenizer, prompts, [2, 0], 8)
+    assert checks.check_gguf(tmp_path / "model.gguf", expected, [2, 0], 8) == {"prompts": 2, "same_answers": 2}
+    other = replace(expected, logps=[logps.roll(1, dims=-1) for logps in expected.logps])
+    with pytest.raises(Problem, match="another probability than the checkpoint does"):
+        checks.check_gguf(tmp_path / "model.gguf", other, [2, 0], 8)
+    back = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32).eval()
+    assert torch.allclose(logits(back), logits(original), atol=0.02)
+
+
+@pytest.mark.parametrize("kind, bits, error", [("q8_0", 9.0, 0.01), ("q4_k_m", 5.6, 0.1)])
+def test_rounded_weights_are_close_to_the_models(qwen2, tmp_path, kind, bits, error):
+    gguf_file.write(qwen2, tmp_path / "model.gguf", kind)
+    read = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    model = checks.load(qwen2)[0].float()
+    assert (tmp_path / "model.gguf").stat().st_size * 8 / sum(parameter.numel() for parameter in model.parameters()) < bits
+    for name, parameter in (("blk.1.attn_v.weight", model.model.layers[1].self_attn.v_proj.weight),
+                            ("blk.3.ffn_down.weight", model.model.layers[3].mlp.down_proj.weight),
+                            ("token_embd.weight", model.model.embed_tokens.weight), ("output.weight", model.lm_head.weight)):  # fmt: skip
+        original, kept = parameter.detach().numpy(), read[name]
+        rounded = gguf.quants.dequantize(kept.data, kept.tensor_type)
+        assert np.linalg.norm(rounded - original) / np.linalg.norm(original) < error
+        if kind == "q8_0":  # the one kind that the gguf package can write by itself
+            assert np.array_equal(kept.data, gguf.quants.quantize(original, kept.tensor_type))
+
+
+def test_which_tensors_get_more_bits():
+    """Those that llama-quantize gave them in a file of this shape."""
+    sensitive = [layer for layer in range(28) if gguf_file.is_sensitive(f"blk.{layer}.attn_v.weight", 28)]
+    assert sensitive == [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 24, 25, 26, 27]
+    kinds = [gguf_file.type_of(*of).name for of in (
+        ("token_embd.weight", (4096, 2048), "q4_k_m", 28, True), ("token_embd.weight", (4096, 2048), "q4_k_m", 28, False),
+        ("output.weight", (4096, 2048), "q4_k_m", 28, False), ("blk.0.ffn_down.weight", (2048, 448), "q4_k_m", 28, False),
+        ("blk.3.ffn_down.weight", (2048, 448), "q4_k_m", 28, False), ("blk.0.attn_q.bias", (2048,), "q4_k_m", 28, False),
+        ("blk.0.attn_q.weight", (64, 40), "q8_0", 28, False), ("blk.0.attn_q.weight", (64, 64), "f16", 28, False),
+    )]  # fmt: skip
+    assert kinds == ["Q6_K", "Q4_K", "Q6_K", "Q8_0", "Q5_0", "F32", "F16", "F16"]
+
+
+def test_an_unknown_architecture_is_refused(tmp_path):
+    write_json(tmp_path / "config.json", {"model_type": "llama"})
+    with pytest.raises(Problem, match="a GGUF can be written of qwen2, qwen3"):
+        gguf_file.write(tmp_path, tmp_path / "model.gguf", "f16")
+    assert not (tmp_path / "model.gguf").exists()
+
+
+# --- the whole ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def export_of_sft(workspace) -> Path:
+    result = workspace.run("python", "-m", "tools.export", "models/sft", "--gguf", "q8_0")
+    assert result.stdout.count("15 of 15 greedy answers are the checkpoint's, token by token") == 2, result.stdout
+    assert result.stderr == ""
+    return workspace.path / "exports/sft"
+
+
+def test_an_export_runs_with_nothing_but_its_folder(export_of_sft):
+    model, tokenizer = checks.load(export_of_sft)
+    assert model.generation_config.eos_token_id == [2, 0]
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "ما جمع كتاب؟"}], add_generation_prompt=True, tokenize=False)
+    assert prompt == "<|im_start|>user\nما جمع كتاب؟<|im_end|>\n<|im_start|>assistant\n"
+    assert {path.suffix for path in export_of_sft.iterdir()} == {".json", ".safetensors", ".jinja", ".gguf", ".md", ""}
+
+
+def test_an_export_tells_what_it_is_and_nothing_of_the_machine(export_of_sft, workspace):
+    card = (export_of_sft / "README.md").read_text(encoding="utf-8")
+    for expected in (
+        "language:\n- ar",
+        "vllm serve sft",
+        "generated by the project, Apache-2.0",
+        "sha256 `",
+        '<div dir="rtl">',
+        "Not measured",
+    ):
+        assert expected in card
+    private = {str(workspace.path), str(Path.home()), str(ROOT), socket.gethostname(), f"/{getpass.getuser()}/"}
+    for path in export_of_sft.iterdir():
+        content = path.read_bytes()
+        assert not [word for word in private if len(word) > 4 and word.encode() in content], path
+
+
+def test_what_cannot_be_exported_is_refused_in_one_line(inside):
+    settings = params.read()
+    with pytest.raises(Problem, match=r"models/none is no trained checkpoint; there is models/sft"):
+        export.check(Path("models/none"), settings)
+    other = settings.model_copy(update={"prompt": settings.prompt.model_copy(update={"template": "arabic"})})
+    with pytest.raises(Problem, match=r"prompt.template is 'arabic', but models/sft was trained with 'chatml'"):
+        export.check(Path("models/sft"), other)
+
+
+def test_a_merge_that_answers_differently_is_not_written(inside, tmp_path):
+    settings = params.read()
+    model = load_base(settings.chosen_model.weights)
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    expected = checks.record(model, tokenizer, export.held_out(), [2, 0], 8)  # the base's answers, not those of sft
+    other = exported(weights(), Path("models/sft"), tmp_path / "merged")
+    with pytest.raises(Problem, match="nats per token from the checkpoint, more than rounding explains"):
+        checks.check_merged(other, expected, 8)
+
+
+# --- uploading ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def taking_hub():
+    """A hub that takes commits: what was posted where, with which token."""
+    received = {}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received[self.path] = body
+            allowed = self.headers["Authorization"] == "Bearer hf_right"
+            answer = {"url": f"{url}/me/model", "commitUrl": f"{url}/me/model/commit/1", "commitOid": "1"}
+            if "/preupload/" in self.path:
+                answer["files"] = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            send(self, 200 if allowed else 401, json.dumps(answer if allowed else {"error": "no"}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield url, received
+        server.shutdown()
+
+
+@pytest.mark.parametrize("token", ["hf_right", "hf_wrong"])
+def test_a_push_uploads_the_folder_into_a_private_repository(tmp_path, taking_hub, token):
+    url, received = taking_hub
+    (tmp_path / "README.md").write_text("بطاقة", encoding="utf-8")
+    command = "import sys; from tools.export.__main__ import *\nwith one_line_errors(): push(Path(sys.argv[1]), 'me/model')"
+    environment = os.environ | {"HF_ENDPOINT": url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    result = subprocess.run([sys.executable, "-c", command, tmp_path], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert token not in result.stdout + result.stderr
+    assert json.loads(received["/api/repos/create"])["visibility"] == "private"
+    if token == "hf_wrong":
+        assert result.stderr == "error: --push me/model: refused (401): set HF_TOKEN to a token that may write there\n"
+    else:
+        assert result.stdout == "push: me/model (private)\n", result.stderr
+        commit = next(body for path, body in received.items() if "/commit/" in path).decode()
+        assert base64.b64encode("بطاقة".encode()).decode() in commit

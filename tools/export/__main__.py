@@ -1,0 +1,136 @@
+"""Make of a checkpoint a model that others can run → exports/<checkpoint>: weights, tokenizer, chat template, stop tokens, model card.
+
+python -m tools.export models/dpo [--gguf f16|q8_0|q4_k_m] [--out FOLDER] [--push OWNER/NAME]
+
+The result is compared with the checkpoint before it is written. --gguf adds a file for llama.cpp and a Modelfile for Ollama;
+--push uploads the folder to the Hugging Face hub as a private repository, with the token of HF_TOKEN or `hf auth login`.
+"""
+
+import argparse
+import gc
+import os
+from pathlib import Path
+
+from stages.files import read_json, replace_folder, write_json
+from stages.params import Params, Problem, one_line_errors, quiet, read
+from stages.prompts import TEMPLATES
+
+KINDS = ("f16", "q8_0", "q4_k_m")
+PROMPTS = 16  # held-out ones, on which export and checkpoint are compared
+HELD_OUT = Path("data/formatted/instructions/validation.parquet")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="models/sft, models/dpo, …")
+    parser.add_argument("--gguf", choices=KINDS)
+    parser.add_argument("--out", type=Path, metavar="FOLDER")
+    parser.add_argument("--push", metavar="OWNER/NAME")
+    asked = parser.parse_args()
+    quiet()
+    if not asked.push:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    with one_line_errors():
+        out = asked.out or Path("exports") / asked.checkpoint.name
+        export(asked.checkpoint, out, asked.gguf, read())
+        if asked.push:
+            push(out, asked.push)
+
+
+def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> None:
+    check(checkpoint, params)
+    from stages import hub, modeling
+    from tools.export import card, checks, gguf_file, merge, templates
+
+    # 1. what the checkpoint itself answers
+    weights, limit = params.chosen_model.weights, params.evaluate.max_new_tokens
+    template, tokenizer = TEMPLATES[params.prompt.template], modeling.load_tokenizer(params.prompt)
+    stops = tokenizer.convert_tokens_to_ids(templates.stops(template))
+    model = modeling.load_checkpoint(weights, checkpoint).eval()
+    expected = checks.record(model, tokenizer, held_out(), stops, limit)
+    del model
+    gc.collect()  # a base and its merged copy need not fit into memory together
+
+    # 2. merged weights, and all that is needed to run them
+    whole = not (checkpoint / "adapter_config.json").exists()
+    source = checkpoint if whole else hub.base_folder()
+    with replace_folder(out) as folder:
+        merge.merge(weights, source, None if whole else checkpoint, folder)
+        context = describe(folder, read_json(source / "config.json"), weights.dtype, stops, tokenizer.pad_token_id)
+        tokenizer.chat_template = templates.jinja(template, params.prompt.system)
+        tokenizer.save_pretrained(folder)
+
+        # 3. does it answer like the checkpoint?
+        checked = {"merged": checks.check_merged(folder, expected, limit)}
+        serving = templates.TRANSFORMERS + templates.VLLM
+        if kind:
+            file = f"{out.name}-{kind}.gguf"
+            gguf_file.write(folder, folder / file, kind)
+            checked[file] = checks.check_gguf(folder / file, expected, stops, limit)
+            (folder / "Modelfile").write_text(
+                templates.modelfile(template, params.prompt.system, file, min(context, 4096)), encoding="utf-8"
+            )
+            serving += templates.OLLAMA
+        (folder / "README.md").write_text(card.card(checkpoint, params, checked, serving % {"name": out.name}), encoding="utf-8")
+    report(out, checked)
+
+
+def check(checkpoint: Path, params: Params) -> None:
+    """Raise Problem where there is nothing to export, or where it was trained under another template than it would be exported with."""
+    trained = sorted(path.parent for path in Path("models").glob("*/provenance.json") if path.parent.name != "nano")
+    if not (checkpoint / "provenance.json").exists() or checkpoint.name == "nano":
+        there = ", ".join(path.as_posix() for path in trained) or "none"
+        raise Problem(f"{checkpoint} is no trained checkpoint; there is {there}: run `dvc repro`, or `dvc pull` where it has run")
+    trained, asked = read_json(checkpoint / "provenance.json")["params"]["prompt"]["template"], params.prompt.template
+    if trained != asked:
+        raise Problem(f"prompt.template is {asked!r}, but {checkpoint} was trained with {trained!r}: run `dvc repro`, or set it back")
+
+
+def held_out() -> list[str]:
+    from pyarrow import parquet
+
+    if not HELD_OUT.exists():
+        raise Problem(f"{HELD_OUT} does not exist, whose prompts the export is checked on: run `dvc pull {HELD_OUT.parent}`")
+    prompts = parquet.read_table(HELD_OUT, columns=["prompt"])["prompt"].to_pylist()
+    return prompts[:: -(-len(prompts) // PROMPTS)]
+
+
+def describe(folder: Path, config: dict, dtype: str, stops: list[int], pad: int) -> int:
+    """Write config.json, as published but for the dtype and the stop token, and generation_config.json; give the length of the context."""
+    for key in ("_name_or_path", "quantization_config"):
+        config.pop(key, None)
+    of_dtype = "torch_dtype" if "torch_dtype" in config else "dtype"  # its name before transformers 5
+    write_json(folder / "config.json", config | {of_dtype: dtype, "eos_token_id": stops[0], "pad_token_id": pad})
+    write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": stops, "pad_token_id": pad})
+    return config["max_position_embeddings"]
+
+
+def report(out: Path, checked: dict) -> None:
+    merged = checked["merged"]
+    size = sum(path.stat().st_size for path in out.iterdir())
+    print(f"export: {out}, {size / 1e6:,.1f} MB")
+    for name, facts in checked.items():
+        print(f"        {name}: {facts['same_answers']} of {facts['prompts']} greedy answers are the checkpoint's, token by token")
+    print(f"        {merged['divergence']:.6f} nats per token between merged model and checkpoint")
+    if merged["stopped"] < merged["prompts"]:
+        print(f"note: {merged['prompts'] - merged['stopped']} of {merged['prompts']} answers did not stop within evaluate.max_new_tokens")
+
+
+def push(folder: Path, repo: str) -> None:
+    """Upload a folder to the hub, into a private repository that is made where there is none."""
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Upload {folder.name}")
+    except (HfHubHTTPError, LocalTokenNotFoundError, httpx2.HTTPError, OSError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", type(error).__name__)
+        raise Problem(f"--push {repo}: refused ({status}): set HF_TOKEN to a token that may write there") from None
+    print(f"push: {repo} (private)")
+
+
+if __name__ == "__main__":
+    main()

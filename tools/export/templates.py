@@ -1,0 +1,76 @@
+"""The prompt template in the languages of those who serve the model. Each renders what stages/prompts.py renders."""
+
+import json
+
+from stages.prompts import END_OF_TEXT, Template
+
+ROLES = ("system", "user", "assistant")
+
+
+def stops(template: Template) -> list[str]:
+    """The tokens that end an answer: the template's own, and the end of text, which a base model knows from before."""
+    return list(dict.fromkeys([template.stop, END_OF_TEXT]))
+
+
+def jinja(template: Template, system: str) -> str:
+    """A chat template for transformers, vLLM, SGLang and llama.cpp. `system` is used where the messages bring no system turn."""
+    turn = "{{- %s + message['content'] + %s -}}"
+    ends = {"assistant": f"{template.stop}\n"}
+    default = (
+        f"{{%- if messages[0]['role'] != 'system' -%}}{{{{- {quoted(template.system + system + template.turn_end)} -}}}}{{%- endif -%}}"
+    )
+    branches = [
+        f"{{%- {'if' if role == 'system' else 'elif'} message['role'] == '{role}' -%}}"
+        + turn % (quoted(getattr(template, role)), quoted(ends.get(role, template.turn_end)))
+        for role in ROLES
+    ]
+    return (
+        (default if system else "")
+        + "{%- for message in messages -%}"
+        + "".join(branches)
+        + "{%- else -%}{{- raise_exception('unknown role: ' + message['role']) -}}{%- endif -%}{%- endfor -%}"
+        + f"{{%- if add_generation_prompt -%}}{{{{- {quoted(template.assistant)} -}}}}{{%- endif -%}}"
+    )
+
+
+def modelfile(template: Template, system: str, weights: str, context: int) -> str:
+    """For `ollama create`, which fills in a template of Go's text/template. https://docs.ollama.com/modelfile"""
+    ends = {"assistant": f"{template.stop}\n"}
+    branches = [
+        f'{{{{- {"if" if role == "system" else "else if"} eq .Role "{role}" -}}}}'
+        f"{{{{- {quoted(getattr(template, role))} }}}}{{{{ .Content }}}}{{{{ {quoted(ends.get(role, template.turn_end))} -}}}}"
+        for role in ROLES
+    ]
+    go = "{{- range .Messages -}}" + "".join(branches) + "{{- end -}}{{- end -}}" + f"{{{{- {quoted(template.assistant)} -}}}}"
+    lines = [f"FROM ./{weights}", f'TEMPLATE """{go}"""', *(f'PARAMETER stop "{stop}"' for stop in stops(template))]
+    lines += ["PARAMETER temperature 0", f"PARAMETER num_ctx {context}"]
+    if system:
+        lines.append(f'SYSTEM """{system}"""')
+    return "\n".join(lines) + "\n"
+
+
+# What the model card shows; %(name)s is the folder's name.
+TRANSFORMERS = """\
+```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", "%(name)s")  # the folder, or the name of a repository on the hub
+print(chat([{"role": "user", "content": "ما عاصمة مصر؟"}])[0]["generated_text"][-1]["content"])
+```
+"""
+VLLM = """
+```bash
+vllm serve %(name)s --served-model-name %(name)s     # its chat template and stop tokens are in the folder
+```
+"""
+OLLAMA = """
+```bash
+ollama create %(name)s -f Modelfile
+ollama run %(name)s
+```
+"""
+
+
+def quoted(text: str) -> str:
+    """A string as JSON, Jinja and Go all read it."""
+    return json.dumps(text, ensure_ascii=False)
