@@ -169,4 +169,5 @@ def describe_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBa
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(tokenizer.chat_template)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
