@@ -235,10 +235,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise Problem(f"cannot listen on --host {host} --port {port}: {error}; give another") from None
 
 
-def serve(models: Models, name: str, temperature: float, host: str, listening: socket.socket) -> None:
-    """Until Ctrl-C. Nothing that is asked or answered is logged."""
-    place = f"[{host}]" if ":" in host else host
-    print(f"http://{place}:{listening.getsockname()[1]}/  (Ctrl-C ends it)", flush=True)
+def server(models: Models, name: str, temperature: float, host: str) -> uvicorn.Server:
+    """Logs nothing of what is asked or answered."""
     config = uvicorn.Config(
         application(models, name, temperature, host),
         access_log=False,
@@ -248,4 +246,11 @@ def serve(models: Models, name: str, temperature: float, host: str, listening: s
         proxy_headers=False,
         timeout_graceful_shutdown=1,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    return uvicorn.Server(config)
+
+
+def serve(models: Models, name: str, temperature: float, host: str, listening: socket.socket) -> None:
+    """Until Ctrl-C."""
+    place = f"[{host}]" if ":" in host else host
+    print(f"http://{place}:{listening.getsockname()[1]}/  (Ctrl-C ends it)", flush=True)
+    server(models, name, temperature, host).run(sockets=[listening])
