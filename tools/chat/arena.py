@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import zip_longest
+from itertools import islice
 from pathlib import Path
 
 from filelock import FileLock
@@ -21,6 +21,8 @@ from tools.chat.models import Models, Reply
 
 VOTES = Path("data/feedback/preferences.jsonl")
 KEPT = 256  # battles in memory, the latest
+SIDES = ("first", "second")
+TURN = 8  # tokens of each answer at a time: to switch adapters takes as long as a token or two
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Duel:
 
     @property
     def names(self) -> dict[str, str]:
-        return dict(zip(("first", "second"), (reply.name for reply in self.replies)))
+        return dict(zip(SIDES, (reply.name for reply in self.replies)))
 
 
 class Arena:
@@ -51,12 +53,13 @@ class Arena:
         self.battles: dict[str, Duel] = {}
 
     def events(self, duel: Duel) -> Iterator[dict]:
-        """Both answers token by token in step, so that neither's pace tells whose it is; then the battle's id.
+        """Both answers in step, so that neither's pace tells whose it is; then the battle's id.
 
         Where there is nothing to choose between, the names at once and no id.
         """
-        for pieces in zip_longest(*duel.replies):
-            yield {side: piece for side, piece in zip(("first", "second"), pieces) if piece}
+        running = [iter(reply) for reply in duel.replies]
+        while any(turn := ["".join(islice(pieces, TURN)) for pieces in running]):
+            yield {side: text for side, text in zip(SIDES, turn) if text}
         first, second = (reply.text.strip() for reply in duel.replies)
         if first == second or not (first and second):
             yield {"undecidable": "equal" if first == second else "empty", "names": duel.names}

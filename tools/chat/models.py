@@ -153,7 +153,8 @@ class Reply:
         decoder = DecodeStream(skip_special_tokens=True)
         for token in self.generated():
             self.tokens.append(token)
-            if piece := decoder.step(self.models.tokenizer.backend_tokenizer, token):
+            found = decoder.step(self.models.tokenizer.backend_tokenizer, token) or ""
+            if piece := found.replace("\ufffd", ""):  # bytes that never became a character
                 self.text += piece
                 yield piece
 
