@@ -23,8 +23,11 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_args(arguments)
     quiet()
     os.environ["HF_HUB_OFFLINE"] = "1"
-    with one_line_errors():
-        start(asked)
+    try:
+        with one_line_errors():
+            start(asked)
+    except KeyboardInterrupt:  # while the model is loaded
+        raise SystemExit(130) from None
 
 
 def start(asked: argparse.Namespace) -> None:
@@ -34,6 +37,8 @@ def start(asked: argparse.Namespace) -> None:
 
     temperature = terminal.temperature(asked.temperature)
     listening = web.listen(asked.host, asked.port) if asked.web else None  # before minutes of loading
+    if sys.stderr.isatty():
+        terminal.note(f"loading {params.model} …")
     models = Models(params, asked.context)
     for reason in models.refused.values():
         terminal.note(f"left out: {reason}")

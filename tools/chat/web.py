@@ -6,7 +6,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -253,4 +253,5 @@ def serve(models: Models, name: str, temperature: float, host: str, listening: s
     """Until Ctrl-C."""
     place = f"[{host}]" if ":" in host else host
     print(f"http://{place}:{listening.getsockname()[1]}/  (Ctrl-C ends it)", flush=True)
-    server(models, name, temperature, host).run(sockets=[listening])
+    with suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
+        server(models, name, temperature, host).run(sockets=[listening])
