@@ -18,6 +18,7 @@ from stages import generation, modeling
 from stages.files import read_json, write_json
 from stages.params import Problem, read
 from stages.prompts import TEMPLATES
+from tools.chat import __main__ as command
 from tools.chat import bidi, terminal
 from tools.chat.models import Models, Reply, chosen
 
@@ -160,6 +161,25 @@ def test_without_a_base_the_cure_is_named(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Problem, match=r"models/base.json does not exist: run `dvc repro`"):
         Models(read())
+
+
+def test_before_anything_is_trained_the_base_answers(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(trained.copy(tmp_path / "project").path)
+    for name in ("sft", "dpo", "refine-ipo"):
+        shutil.rmtree(Path("models") / name)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(QUESTIONS[0].encode())))
+    command.main([])
+    written = capsys.readouterr()
+    assert written.out.strip() and written.err.startswith("no checkpoint is trained yet, so this is the base model")
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [(["kto"], "no checkpoint 'kto'"), (["--temperature", "3"], "from 0 to 2"), (["--context", "9999"], "from 16 to 1024")],
+)
+def test_command_line_says_what_is_wrong_in_one_line(trained, arguments, said):
+    with pytest.raises(SystemExit, match=f"^error: .*{said}"):
+        command.main(arguments)
 
 
 # --- right to left ------------------------------------------------------------------------------------------------------------

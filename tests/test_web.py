@@ -247,6 +247,13 @@ def test_order_is_shuffled(shared_port):
     assert {battle(shared_port)[0]["first"] for _ in range(16)} == set(SPOKEN.values())
 
 
+def test_killed_vote_leaves_nothing_in_the_next(port):
+    arena.VOTES.parent.mkdir(parents=True)
+    arena.VOTES.with_name(f".{arena.VOTES.name}.tmp").write_text('{"id": "ha', encoding="utf-8")
+    post(port, "/api/votes", {"battle": battle(port)[-1]["battle"], "vote": "first"})
+    assert len(stored()) == 1
+
+
 def test_concurrent_votes_are_all_kept_after_a_line_without_end(port):
     arena.VOTES.parent.mkdir(parents=True)
     arena.VOTES.write_text('{"id": "old"}', encoding="utf-8")

@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,20 +104,12 @@ def record(battle: str, duel: Duel, vote: str) -> dict:
 
 
 def append(vote: dict) -> None:
-    """Add a line to the file by replacing it whole: a reader never sees half a line, and no other name of the old bytes is written to."""
+    """Add a line to the file by replacing it whole: no reader sees half a line, and what a cache links to the old file stays."""
     lock = files.cache("feedback.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock), files.replace_file(VOTES) as temporary:
-        if VOTES.exists():
-            shutil.copyfile(VOTES, temporary)
-        with temporary.open("ab+") as out:
-            if out.tell() and not ends_in_newline(out):
-                out.write(b"\n")
-            out.write(json.dumps(vote, ensure_ascii=False).encode() + b"\n")
-            out.flush()
-            os.fsync(out.fileno())
-
-
-def ends_in_newline(file) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
+    with FileLock(lock), files.replace_file(VOTES) as temporary, temporary.open("wb") as out:
+        before = VOTES.read_bytes() if VOTES.exists() else b""
+        out.write(before if before.endswith(b"\n") or not before else before + b"\n")
+        out.write(json.dumps(vote, ensure_ascii=False).encode() + b"\n")
+        out.flush()
+        os.fsync(out.fileno())

@@ -2,7 +2,7 @@
 
 const $ = (id) => document.getElementById(id);
 const STORE = "chat";
-const state = { messages: [], checkpoint: null, temperature: null, system: "" };
+const state = { messages: [], system: "" }; // and, once chosen here, checkpoint and temperature
 
 const NOTES = {
   stopped: "أوقفت الجواب",
@@ -74,6 +74,8 @@ async function* events(path, body, signal) {
   }
 }
 
+const temperature = () => Number($("temperature").value);
+
 const withSystem = (messages) =>
   state.system.trim() ? [{ role: "system", content: state.system.trim() }, ...messages] : messages;
 
@@ -136,7 +138,7 @@ const note = (message) => [element("bdi", {}, message.checkpoint), ...message.no
 let pending = null; // the question being answered and its answer so far
 
 async function chat(text, signal) {
-  const answer = { role: "assistant", content: "", checkpoint: state.checkpoint, notes: [] };
+  const answer = { role: "assistant", content: "", checkpoint: $("checkpoint").value, notes: [] };
   pending = [{ role: "user", content: text }, answer];
   const [question, shown] = pending.map(turn);
   shown.setAttribute("aria-busy", "true");
@@ -150,7 +152,7 @@ async function chat(text, signal) {
     });
   try {
     const asked = withSystem([...state.messages, pending[0]].map(({ role, content }) => ({ role, content })));
-    const body = { checkpoint: answer.checkpoint, messages: asked, temperature: state.temperature };
+    const body = { checkpoint: answer.checkpoint, messages: asked, temperature: temperature() };
     for await (const event of events("/api/chat", body, signal)) {
       if (event.piece) answer.content += event.piece;
       else answer.notes = chatNotes(event, answer);
@@ -202,7 +204,10 @@ let battle = null;
 
 async function compare(text, signal) {
   const names = [$("rival").value, $("other").value];
-  if (names[0] === names[1]) return verdict(NOTES.same, true), false;
+  if (names[0] === names[1]) {
+    verdict(NOTES.same, true);
+    return false;
+  }
   battle = null;
   $("invitation").hidden = $("votes").hidden = true;
   $("asked").hidden = $("duel").hidden = false;
@@ -212,7 +217,7 @@ async function compare(text, signal) {
   for (const side of Object.keys(answers)) draw(side, "");
   $("duel").setAttribute("aria-busy", "true");
   try {
-    const body = { checkpoints: names, messages: withSystem([{ role: "user", content: text }]), temperature: state.temperature };
+    const body = { checkpoints: names, messages: withSystem([{ role: "user", content: text }]), temperature: temperature() };
     for await (const event of events("/api/battles", body, signal)) {
       for (const side of Object.keys(answers)) {
         if (event[side]) following($("arena"), () => draw(side, (answers[side] += event[side])));
@@ -221,7 +226,8 @@ async function compare(text, signal) {
       if (event.undecidable) reveal(event.names, NOTES.undecidable[event.undecidable]);
     }
   } catch (error) {
-    error.name === "AbortError" ? verdict(NOTES.stopped) : verdict(error.message, true);
+    if (error.name === "AbortError") verdict(NOTES.stopped);
+    else verdict(error.message, true);
     return false;
   } finally {
     $("duel").removeAttribute("aria-busy");
@@ -298,12 +304,11 @@ function show(name) {
   history.replaceState(null, "", name === "chat" ? location.pathname : `#${name}`);
 }
 
-function settings() {
-  $("temperature").value = state.temperature;
-  $("temperature-value").textContent = state.temperature;
-  $("temperature").addEventListener("input", (event) => {
-    state.temperature = Number(event.target.value);
-    $("temperature-value").textContent = state.temperature;
+function settings(server) {
+  $("temperature").value = state.temperature ?? server.temperature;
+  $("temperature-value").textContent = temperature();
+  $("temperature").addEventListener("input", () => {
+    state.temperature = $("temperature-value").textContent = temperature();
     save();
   });
   $("system").value = state.system;
@@ -340,12 +345,10 @@ $("log").append(...state.messages.map(turn));
 $("greeting").hidden = state.messages.length > 0;
 $("log").lastElementChild?.scrollIntoView({ block: "end" });
 const server = await (await fetch("/api/state")).json();
-if (!server.checkpoints.includes(state.checkpoint)) state.checkpoint = server.checkpoint;
-state.temperature ??= server.temperature;
-options($("checkpoint"), server.checkpoints, state.checkpoint);
+options($("checkpoint"), server.checkpoints, server.checkpoints.includes(state.checkpoint) ? state.checkpoint : server.checkpoint);
 options($("rival"), server.checkpoints, server.rivals[0]);
 options($("other"), server.checkpoints, server.rivals.at(-1));
 $("system").placeholder = server.system;
 if (server.checkpoints.length < 2) $("invitation").textContent = NOTES.lone;
-settings();
+settings(server);
 tabs();
