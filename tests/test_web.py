@@ -135,6 +135,7 @@ GOOD = json.dumps(question("كم؟", checkpoint="dpo"))
         (421, {"Host": "[::1"}, GOOD),
         (403, {"Origin": "http://evil.example"}, GOOD),
         (403, {"Origin": "null"}, GOOD),
+        (403, {"Origin": "http://["}, GOOD),
         (403, {"Sec-Fetch-Site": "cross-site"}, GOOD),
         (403, {"Sec-Fetch-Site": "same-site"}, GOOD),  # another port of this machine
         (415, {"Content-Type": "text/plain"}, GOOD),

@@ -119,7 +119,7 @@ class Models:
         """The shared base with this checkpoint's adapter on or all off; a model of its own where the checkpoint is a whole one."""
         adapters = getattr(self.shared, "peft_config", {})
         if name != BASE and name not in adapters:
-            return self.whole.get(name) or self.loaded_whole(name)
+            return self.whole[name] if name in self.whole else self.loaded_whole(name)
         if adapters and name != self.active:
             self.active = None  # until the switch is done
             if name == BASE:
