@@ -5,16 +5,16 @@ const STORE = "chat";
 const state = { messages: [], system: "" }; // and, once chosen here, checkpoint and temperature
 
 const NOTES = {
-  stopped: "أوقفت الجواب",
+  stopped: "أُوقف الجواب",
   length: "بلغ الجواب أقصى طول",
   empty: "جواب فارغ",
-  forgotten: "لم تعد أقدم الرسائل تتسع في ذاكرة النموذج",
+  forgotten: "لم تعد ذاكرة النموذج تتسع لأقدم الرسائل",
   unreachable: "تعذر الوصول إلى الخادم. أعد تشغيله ثم حاول ثانية.",
   ready: "اكتمل الجواب",
   lone: "الموازنة بين نموذجين، ولا يوجد إلا نموذج واحد: درب نموذجا آخر أولا.",
   same: "اختر نموذجين مختلفين.",
   undecidable: { equal: "تطابق الجوابان، فلا تصويت عليهما.", empty: "أحد الجوابين فارغ، فلا تصويت عليهما." },
-  thanks: "شكرا، حفظ صوتك.",
+  thanks: "شكرا، حُفظ صوتك.",
 };
 
 // --- text with code in it, as elements
