@@ -31,7 +31,7 @@ def main(checkpoint: str) -> None:
         # 2. benchmarks, and held-out pairs as one more
         names = list(read_json(SOURCES))
         rows = [row for name in names for row in benchmarks.ask(model, name, params.evaluate)]
-        pairs = spread(held_out("preferences"), params.evaluate.held_out)
+        pairs = spread([row for row in held_out("preferences") if row["chosen"] and row["rejected"]], params.evaluate.held_out)
         chosen, rejected = (model.score([(pair["prompt"], pair[kind]) for pair in pairs], kind) for kind in ("chosen", "rejected"))
         rows = list(map(benchmarks.complete, rows + heldout.preferences(pairs, chosen, rejected)))
         mark_leaked(rows, ["instructions", "preferences", *(["continued"] if refined else [])])
