@@ -105,7 +105,7 @@ def answers(rows: "Dataset", method: str, own: Method) -> "Dataset":
 def check_balance(good: int, bad: int, method: str, own: Method) -> None:
     """Say which weight would balance good and bad answers, where they are not. Raises Problem where there is but one kind."""
     if not good or not bad:
-        raise Problem(f"data.preferences gives {good:,} good and {bad:,} bad answers, and {method} learns from the difference: add the others")
+        raise Problem(f"data.preferences gives {good:,} good and {bad:,} bad answers, and {method} learns from both kinds: add the other")
     ratio, (least, most) = own.desirable_weight * good / (own.undesirable_weight * bad), BALANCE
     if not least <= round(ratio, 1) <= round(most, 1):
         name = "desirable_weight" if ratio < least else "undesirable_weight"

@@ -125,7 +125,7 @@ def test_the_weights_that_balance_good_and_bad_answers_are_named(capsys, good, b
         name, bound = said.split("methods.kto.")[1].split()[0], float(said.split(" from ")[1].split()[0])
         dpo.check_balance(good, bad, "kto", own.model_copy(update={name: bound}))
         assert not capsys.readouterr().out  # it does
-    with pytest.raises(Problem, match=f"{good} good and 0 bad answers, and kto learns from the difference"):
+    with pytest.raises(Problem, match=f"{good} good and 0 bad answers, and kto learns from both kinds"):
         dpo.check_balance(good, 0, "kto", own)
 
 
