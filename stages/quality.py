@@ -5,6 +5,7 @@ What takes two rows to see, duplicates, is in duplicates.py; this module leaves 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -94,13 +95,13 @@ class Examiner:
         contents = [self.normalise(content) for content in given]
         turns = [{"role": turn["role"], "content": content} for turn, content in zip(row["prompt"], contents)]
         asked, answered = contents[: len(turns)], contents[len(turns) :]
-        prompt_words, answer_words = words_of(asked), words_of(answered)
-        prompt_key, keys = key(prompt_words, asked), [key(arabic.words(answer), [answer]) for answer in answered]
+        prompt_words, answer_words = words_of(asked), [arabic.words(answer) for answer in answered]
+        prompt_key, keys = key(prompt_words, asked), [key(words, [answer]) for words, answer in zip(answer_words, answered)]
         return common | {
             "prompt": template.render(turns, self.settings.prompt.system),
             **dict.fromkeys(names, ""), **{name: template.complete(answer) for name, answer in zip(there, answered)},
             "given": given, "contents": contents, "answers": answered,
-            "prompt_words": prompt_words, "answer_words": answer_words,
+            "prompt_words": prompt_words, "answer_words": list(chain.from_iterable(answer_words)),
             "prompt_key": prompt_key, "exact_key": joined(prompt_key, zip(there, keys)), "unordered_key": joined(prompt_key, sorted(keys)),
             "arabic": arabic.arabic_share("\n".join([*asked, *answered[:1]])),
             "reason": "", "detail": "",
