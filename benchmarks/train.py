@@ -110,7 +110,7 @@ def alone(folder: Path, action: Callable, *arguments: Any, modules: list[str] = 
     # A fork server, as a process that is started by another one inherits the peak memory of that one.
     context = get_context("forkserver")
     if not shutil.which("nvidia-smi"):  # no GPU: what CUDA sets up when modules are imported would not survive a fork
-        context.set_forkserver_preload(modules)
+        context.set_forkserver_preload(["benchmarks.quietly", *modules])
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(inside, folder, action, *arguments).result()
 

@@ -119,15 +119,16 @@ def ask_open(candidate: Candidate, name: str, items: list[dict]) -> list[dict]:
     prompts = [candidate.chat("\n".join(filter(None, (item["context"], item["question"])))) for item in items]
     rows = []
     for item, answer in zip(items, candidate.answers(prompts, name)):
-        row, references = row_of(name, item) | answered(answer), item["references"] or []
+        row, references = row_of(name, item) | {"answer": answer.text}, item["references"] or []
         if references:
             row |= {"reference": references[0], "score": health.exact_match(answer.text, references)}
             rows.append(row | {"benchmark": f"{name}_f1", "score": health.f1(answer.text, references)})
-        rows.append(row)
+        rows.append(row | answered(answer))
     return rows
 
 
 def answered(answer: Answer) -> dict:
+    """An answer with its length. A further score of the same answer leaves the length out: lengths count answers."""
     return {"answer": answer.text, "tokens": len(answer.tokens), "stopped": answer.stopped}
 
 
@@ -155,8 +156,8 @@ def ask_skills(candidate: Candidate, items: list[dict], every: list[dict]) -> li
         chance = {"chance": skills.FAMILIES[item["subject"]].chance}
         rows += [
             row | answered(answer) | {"score": float(right)} | chance,
-            row | answered(answer) | {"benchmark": "skills_sentence", "score": float(sentence)},
-            row | answered(answer) | {"benchmark": "skills_right_sentence", "score": float(right and sentence)},
+            row | {"answer": answer.text, "benchmark": "skills_sentence", "score": float(sentence)},
+            row | {"answer": answer.text, "benchmark": "skills_right_sentence", "score": float(right and sentence)},
             row | answered(worked) | {"benchmark": "skills_worked_examples", "score": float(is_right(item, worked.text))} | chance,
             row | choice_of(item, [score.logp for score in scores]) | {"benchmark": "skills_choice"},
         ]

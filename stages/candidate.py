@@ -38,7 +38,7 @@ class Candidate:
 
     def choices(self, questions: list[tuple[str, list[str]]], title: str, apart: bool = False) -> list[list[Score]]:
         """The log-probability of each continuation of each prompt; `apart`: tokenised each for itself."""
-        return scoring.choices(self.model, self.tokenizer, questions, f"{self.name}: {title}", apart)
+        return scoring.choices(self.model, self.tokenizer, questions, f"{self.name}: {title}", apart=apart)
 
     def score(self, pairs: list[tuple[str, str]], title: str) -> list[Score]:
         """The log-probability of the answer to each prompt."""

@@ -1,7 +1,7 @@
 """The published datasets: how a row of each becomes a row in one of our three layouts, and under which licence.
 
 instructions: prompt [{role, content}], completion [{role, content}]
-preferences:  prompt, chosen, rejected (message lists)
+preferences:  prompt, chosen, rejected (message lists); of a single vote one of the two is empty: the answer was called good, or bad
 benchmarks:   question, context, choices, answer (index), references (texts, of a question without choices), subject, group, level, country
 
 Every layout also has source, id (dataset:row number), task, split, and for a row that cannot be used fault (the reason), detail and
@@ -149,6 +149,10 @@ def pair(prompt: str, chosen: str, rejected: str) -> Row:
     return {"prompt": turn("user", prompt), "chosen": turn("assistant", chosen), "rejected": turn("assistant", rejected)}
 
 
+def single(prompt: list[dict[str, str]], answer: list[dict[str, str]], good: bool) -> Row:
+    return {"prompt": prompt, "chosen": answer if good else [], "rejected": [] if good else answer}
+
+
 def chat_pair(row: Row, prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected") -> Row:
     """Two conversations that differ in their last turn alone: what they share is the prompt."""
     good, bad = (chat(row.get(name), name, row.get(prompt)) for name in (chosen, rejected))
@@ -258,19 +262,35 @@ def acva(row: Row) -> Row:
     return question(text(row, "question"), truths, truths.index(answer), optional(row, "subject"))
 
 
+def feedback(row: Row) -> Row | list[Row]:
+    """A vote between two answers to one prompt. A tie calls both of them good, "both_bad" calls both bad."""
+    answers, vote = row.get("answers"), row.get("vote")
+    if not isinstance(answers, list) or len(answers) != 2 or not all(isinstance(answer, dict) for answer in answers):
+        raise Fault("malformed", f"answers is no pair of answers: {str(answers)[:80]!a}")
+    first, second = (chat(turn("assistant", text(answer, "answer")), "prompt", row.get("prompt")) for answer in answers)
+    prompt, first, second = first[:-1], first[-1:], second[-1:]
+    if vote in ("first", "second"):
+        chosen, rejected = (first, second) if vote == "first" else (second, first)
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    if vote in ("tie", "both_bad"):
+        return [single(prompt, answer, vote == "tie") for answer in (first, second)]
+    raise Fault("malformed", f"vote is {str(vote)[:40]!a}, none of first, second, tie and both_bad")
+
+
 @dataclass(frozen=True)
 class Adapter:
-    """How a published layout becomes ours.
+    """How a published layout becomes ours; `convert` gives a list where a published row holds several of ours.
 
     `files` are patterns of the files to take: some repositories hold leftovers of earlier uploads. `task` is the column of per-task
-    caps. `note` is what to know before use, above all of licences that the card does not tell.
+    caps. `note` is what to know before use, above all of licences that the card does not tell. `cure` is how its file comes to be.
     """
 
     role: str
-    convert: Callable[[Row], Row]
+    convert: Callable[[Row], Row | list[Row]]
     note: str = ""
     files: tuple[str, ...] = ("data/*",)
     task: str = ""
+    cure: str = ""
 
 
 ADAPTERS = {
@@ -293,6 +313,9 @@ ADAPTERS = {
         "Chosen by people (Aya), rejected from Command R.",
     ),
     "aya-23-dpo": Adapter("preferences", chat_pair, "Chosen by people (Aya), rejected from Aya 23 8B."),
+    "feedback": Adapter(
+        "preferences", feedback, "Votes of people on your own checkpoints.", ("*.jsonl",), cure="vote in `python -m tools.chat --web`",
+    ),
     "arabicmmlu": Adapter("benchmarks", arabicmmlu, "Native exams. Its source repository says CC BY-NC-SA 4.0.", ("All/*",)),
     "oall-mmlu": Adapter("benchmarks", translated_mmlu, "Machine-translated.", ("*/test-*", "*/dev-*")),
     "alghafa": Adapter(
@@ -314,6 +337,7 @@ ADAPTERS = {
 COLUMNS = {  # ours: needed, optional
     "instructions": ({"prompt", "completion"}, {"system", "task"}),
     "preferences": ({"prompt", "chosen", "rejected"}, {"task"}),
+    "single votes": ({"prompt", "completion", "label"}, {"task"}),
     "benchmarks": ({"question", "answer"}, {"choices", "context", *LABELS}),
 }
 
@@ -321,15 +345,18 @@ COLUMNS = {  # ours: needed, optional
 def by_columns(key: str, role: str, columns: dict[str, str | list[str]]) -> Adapter:
     """The adapter of a table whose columns params.yaml names. Raises Problem where a needed one is missing.
 
-    `prompt` may hold a chat list; {messages: …} is a whole conversation whose last turn is the completion.
+    `prompt` may hold a chat list; {messages: …} is a whole conversation whose last turn is the completion. Preferences that name a
+    `label` are single votes.
     """
-    needed, extra = COLUMNS[role]
+    layout = "single votes" if role == "preferences" and "label" in columns else role
+    needed, extra = COLUMNS[layout]
     if role == "instructions" and set(columns) - extra == {"messages"}:
         return Adapter(role, lambda row: conversation(chat(row.get(columns["messages"]), "messages")), "", task=columns.get("task", ""))
     if not needed <= set(columns) <= needed | extra:
         wanted, more = (", ".join(sorted(names)) for names in (needed, extra))
-        raise Problem(f"{key}.columns names {', '.join(columns)}: {role} need {wanted}; {more} can be added")
-    convert = {"instructions": own_instruction, "preferences": own_pair, "benchmarks": own_question}[role]
+        raise Problem(f"{key}.columns names {', '.join(columns)}: {layout} need {wanted}; {more} can be added")
+    own = {"instructions": own_instruction, "preferences": own_pair, "single votes": own_single, "benchmarks": own_question}
+    convert = own[layout]
     return Adapter(role, lambda row: convert(row, columns), "", task=columns.get("task", ""))
 
 
@@ -348,6 +375,16 @@ def own_pair(row: Row, columns: dict) -> Row:
     if isinstance(row.get(columns["chosen"]), list):
         return chat_pair(row, columns["prompt"], columns["chosen"], columns["rejected"])
     return pair(*(text(row, columns[name]) for name in ("prompt", "chosen", "rejected")))
+
+
+def own_single(row: Row, columns: dict) -> Row:
+    """An answer and whether it is good: true or false, 1 or 0, or these as text."""
+    answer, label = row.get(columns["completion"]), str(row.get(columns["label"])).strip().lower()
+    if label not in ("true", "false", "1", "0"):
+        raise Fault("malformed", f"{columns['label']} is {label[:40]!a}, neither true nor false")
+    answer = answer if isinstance(answer, list) else turn("assistant", text(row, columns["completion"]))
+    messages = chat(answer, columns["completion"], row.get(columns["prompt"]))
+    return single(messages[:-1], messages[-1:], label in ("true", "1"))
 
 
 def own_question(row: Row, columns: dict) -> Row:

@@ -3,12 +3,13 @@
 The reference of every method that has one is the policy this stage starts from.
 """
 
+import os
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.methods import METHODS
-from stages.params import Params, Problem, stage
+from stages.params import Method, Params, Problem, stage
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 DATA = Path("data/formatted/preferences/train.parquet")
 PARENT = Path("models/sft")
 WINDOW = 50  # batches within which rows are sorted by length
+BALANCE = (1, 4 / 3)  # of good to bad answers, each kind times its weight, as KTO's authors advise (arXiv 2402.01306, eq. 8)
 
 
 def main() -> None:
@@ -44,11 +46,12 @@ def build(params: Params, method: str, parent: Path, beta_factor: float = 1.0) -
         "precompute_ref_log_probs": True,  # by reference.py
         "train_sampling_strategy": "sequential",
     }
+    rows = shuffled(training.load_rows(DATA, ["prompt", "chosen", "rejected", "tokens"]), params.seed)
+    step = settings.batch_size * settings.accumulation
+    rows = pairs(rows, method, step) if kind.paired else answers(rows, method, own)
+    rows = by_length(whole_steps(rows, step), settings.batch_size, params.seed)
     model = modeling.load_checkpoint(weights, parent, trainable=True)
     common = {"model": model, "processing_class": modeling.load_tokenizer(params.prompt)}
-    pairs = training.load_rows(DATA, ["prompt", "chosen", "rejected", "tokens"])
-    pairs = whole_steps(pairs, settings.batch_size * settings.accumulation, params.seed)
-    rows = by_length(pairs if kind.paired else unpaired(pairs), settings.batch_size, params.seed)
     with modeling.trained_in_fp32(model):
         if kind.trainer == "kto":
             balance = {"desirable_weight": own.desirable_weight, "undesirable_weight": own.undesirable_weight}
@@ -67,28 +70,64 @@ def build(params: Params, method: str, parent: Path, beta_factor: float = 1.0) -
     return trainer
 
 
-def whole_steps(pairs: "Dataset", size: int, seed: int) -> "Dataset":
-    """A random choice of pairs, shuffled, that fills every step of `size` pairs; a rest is left out."""
-    if len(pairs) < size:
-        raise Problem(
-            f"data.preferences gives {len(pairs)} pairs to train on, fewer than one step of {size} (batch_size x accumulation): add rows, "
-            "or lower accumulation"
-        )
-    order = list(range(len(pairs)))
+def shuffled(rows: "Dataset", seed: int) -> "Dataset":
+    order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
-    return pairs.select(order[: len(order) // size * size])
+    return rows.select(order)
 
 
-def unpaired(pairs: "Dataset") -> "Dataset":
-    """Each pair as a good and a bad answer to its prompt."""
+def pairs(rows: "Dataset", method: str, step: int) -> "Dataset":
+    """Those with two answers. Single votes, which have one, are left out and counted."""
+    found = [i for i, both in enumerate(zip(rows["chosen"], rows["rejected"])) if all(both)]
+    if singles := len(rows) - len(found):
+        said = f"{method} learns from pairs alone, and {singles:,} of {len(rows):,} preferences are single votes"
+        if len(found) < step:
+            raise Problem(f"{said}: {len(found)} pairs do not fill a step of {step}; add pairs, or learn from both: -S method=kto")
+        note(f"{said}: they are left out")
+    return rows.select(found)
+
+
+def answers(rows: "Dataset", method: str, own: Method) -> "Dataset":
+    """Every answer with its label, good or bad: two of a pair, one of a single vote."""
     from datasets import Dataset
 
-    rows = [
+    found = [
         {"prompt": row["prompt"], "completion": row[answer], "label": answer == "chosen", "tokens": row["tokens"]}
-        for row in pairs
+        for row in rows
         for answer in ("chosen", "rejected")
+        if row[answer]
     ]
-    return Dataset.from_list(rows)
+    good = sum(row["label"] for row in found)
+    check_balance(good, len(found) - good, method, own)
+    return Dataset.from_list(found)
+
+
+def check_balance(good: int, bad: int, method: str, own: Method) -> None:
+    """Say which weight would balance good and bad answers, where they are not. Raises Problem where there is but one kind."""
+    if not good or not bad:
+        raise Problem(f"data.preferences gives {good:,} good and {bad:,} bad answers, and {method} learns from both kinds: add the other")
+    ratio, (least, most) = own.desirable_weight * good / (own.undesirable_weight * bad), BALANCE
+    if not least <= round(ratio, 1) <= round(most, 1):
+        name = "desirable_weight" if ratio < least else "undesirable_weight"
+        bounds = (least / ratio, most / ratio) if ratio < least else (ratio / most, ratio / least)
+        low, high = (getattr(own, name) * bound for bound in bounds)
+        note(f"{good:,} good and {bad:,} bad answers: methods.{method}.{name} from {low:.2f} to {high:.2f} would balance them")
+
+
+def note(text: str) -> None:
+    """Print a line, in one process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {text}", flush=True)
+
+
+def whole_steps(rows: "Dataset", size: int) -> "Dataset":
+    """The first rows, as many as fill steps of `size`; a rest is left out."""
+    if len(rows) < size:
+        raise Problem(
+            f"data.preferences gives {len(rows)} rows to train on, fewer than one step of {size} (batch_size x accumulation): add rows, "
+            "or lower accumulation"
+        )
+    return rows.select(range(len(rows) // size * size))
 
 
 def by_length(rows: "Dataset", batch_size: int, seed: int) -> "Dataset":

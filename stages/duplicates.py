@@ -1,4 +1,5 @@
-"""Near duplicates: rows whose sets of word pairs are nearly the same (Jaccard similarity at or above a threshold).
+"""Duplicates and contradictions. Near duplicates are rows whose sets of word pairs are nearly the same (Jaccard similarity at or above
+a threshold).
 
 MinHash signatures (rensa; Broder 1997) estimate the similarity, locality-sensitive hashing finds the pairs worth comparing
 without comparing all, and every found pair is checked against the threshold on the whole signature.
@@ -64,6 +65,22 @@ def candidates(keys: np.ndarray, rows: np.ndarray, total: int) -> np.ndarray:
     first = np.repeat(rows[starts], np.diff(np.r_[starts, len(keys)]))
     later = np.flatnonzero(first != rows)
     return np.concatenate([first[later], rows[later - 1]]) * total + np.tile(rows[later], 2)
+
+
+def outvoted(claims: np.ndarray, subjects: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    """Whether another claim on the same subject stands in as many alive rows as a row's own, or in more.
+
+    So where two claims stand equally often neither is left.
+    """
+    lost, rows = np.zeros(len(alive), bool), np.flatnonzero(alive)
+    _, first, claim, votes = np.unique(claims[rows], return_index=True, return_inverse=True, return_counts=True)
+    subject = np.unique(subjects[rows], return_inverse=True)[1][first]  # of each claim
+    most = np.zeros(len(rows), int)
+    np.maximum.at(most, subject, votes)
+    leads = votes == most[subject]
+    alone = np.bincount(subject[leads], minlength=len(rows)) == 1
+    lost[rows] = ~(leads & alone[subject])[claim]
+    return lost
 
 
 def exact_twins(keys: np.ndarray, alive: np.ndarray) -> np.ndarray:

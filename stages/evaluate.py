@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
+from stages import leaks
 from stages.files import read_json, replace_file, write_json
 from stages.params import LOWER_IS_BETTER, Params, Problem, stage
 from stages.prompts import TEMPLATES
@@ -31,10 +32,13 @@ def main(checkpoint: str) -> None:
         # 2. benchmarks, and held-out pairs as one more
         names = list(read_json(SOURCES))
         rows = [row for name in names for row in benchmarks.ask(model, name, params.evaluate)]
-        pairs = spread(held_out("preferences"), params.evaluate.held_out)
+        pairs = spread([row for row in held_out("preferences") if row["chosen"] and row["rejected"]], params.evaluate.held_out)
         chosen, rejected = (model.score([(pair["prompt"], pair[kind]) for pair in pairs], kind) for kind in ("chosen", "rejected"))
         rows = list(map(benchmarks.complete, rows + heldout.preferences(pairs, chosen, rejected)))
-        mark_leaked(rows, ["instructions", "preferences", *(["continued"] if refined else [])])
+        trained_on = ["instructions", "preferences", *(["continued"] if refined else [])]
+        leaked = leaks.kept(REPORTS / f"{role}.parquet" for role in trained_on)
+        for row in rows:
+            row["leaked"] = (row.get("source"), row["id"]) in leaked
 
         # 3. held-out text, and the health of answers to some of its prompts
         texts = spread(held_out("instructions"), params.evaluate.held_out)
@@ -67,16 +71,6 @@ def held_out(role: str) -> list[dict]:
 def spread(rows: list[dict], count: int) -> list[dict]:
     """At most `count` rows, from every part of the list: datasets stand in it one after another."""
     return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else rows
-
-
-def mark_leaked(rows: list[dict], roles: list[str]) -> None:
-    """Mark the items that stand in a training row which `format.leaks: flag` has kept."""
-    leaked = set()
-    for role in roles:
-        table = parquet.read_table(REPORTS / f"{role}.parquet", columns=["reason", "detail"])
-        leaked |= {tuple(row["detail"].split("\t")) for row in table.to_pylist() if row["reason"] == "leak_kept"}
-    for row in rows:
-        row["leaked"] = (row.get("source"), row["id"]) in leaked
 
 
 def protocol(params: Params, name: str, wording: dict) -> dict:

@@ -22,7 +22,7 @@ from stages.catalog import ADAPTERS, SCHEMAS, Adapter, Fault, Row, by_columns
 from stages.files import replace_folder, write_json
 from stages.params import ROLES, Own, Problem, Rows, Source, role_argument, stage
 
-OWN = Path("data/own")  # which DVC watches
+WATCHED = (Path("data/own"), Path("data/feedback"))  # by DVC
 GROUP = 10_000  # rows a row group: what a later stage holds in memory at a time
 SAMPLE_SEED = 11  # of the fixed sample that a cap takes; as a dataset grows, what was taken stays
 
@@ -32,11 +32,11 @@ def main(role: str) -> None:
         sources = {}
         for name, (source, wanted) in params.mixture(role).items():
             read = builtin if source.builtin else published
-            rows, sources[name] = read(role, name, source, wanted)
-            taken, faults, example = write(folder / f"{name}.parquet", SCHEMAS[ROLES[role]], name, rows)
-            if faults.total() == taken:
-                raise Problem(f"data.{role}.{name}: none of {taken:,} rows can be read as {role}: {example or 'the source is empty'}")
-            sources[name] |= {"published": sources[name].get("published", taken), "taken": taken}
+            rows, facts = read(role, name, source, wanted)
+            count, faults, example = write(folder / f"{name}.parquet", SCHEMAS[ROLES[role]], name, rows)
+            if faults.total() == count:
+                raise Problem(f"data.{role}.{name}: none of {count:,} rows can be read as {role}: {example or 'the source is empty'}")
+            sources[name] = facts | {key: facts.get(key, count) for key in ("published", "taken")}
             print(summary(role, name, sources[name], faults))
         write_json(folder / "sources.json", sources)
 
@@ -55,8 +55,10 @@ def published(role: str, name: str, source: Source, wanted: Rows) -> tuple[Itera
     tasks = [task for path in names for task in read_tasks(root / path, adapter.task)]
     if wanted.rows_per_task and not adapter.task:
         raise Problem(f"data.{role}.{name}.rows_per_task: this dataset has no tasks; name their column as columns.task")
-    rows = adapted(role, name, adapter, root, names, sample(tasks, wanted))
-    return (contradictions(list(rows)) if role == "benchmarks" else rows), facts | {"published": len(tasks), "note": adapter.note}
+    mask = sample(tasks, wanted)
+    rows = adapted(role, name, adapter, root, names, mask)
+    facts |= {"published": len(tasks), "note": adapter.note, "taken": int(mask.sum())}
+    return (contradictions(list(rows)) if role == "benchmarks" else rows), facts
 
 
 def adapter_of(key: str, role: str, source: Source) -> Adapter:
@@ -83,12 +85,13 @@ def located(key: str, source: Source, adapter: Adapter) -> tuple[Path, list[str]
             files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
             names = table_files(files, adapter.files)
         facts = {"path": source.path}
-        if OWN not in path.parents and path != OWN:
+        if not {path, *path.parents} & set(WATCHED):
             stage_name = f"fetch@{key.split('.')[1]}"
-            print(f"note: {key}: {path} is outside {OWN}, where DVC watches: edits of it need `dvc repro -f {stage_name}`")
+            print(f"note: {key}: {path} is outside {WATCHED[0]}, where DVC watches: edits of it need `dvc repro -f {stage_name}`")
     if not [name for name in names if PurePosixPath(name).suffix in tables.READERS]:
         kinds = ", ".join(suffix[1:] for suffix in tables.READERS)
-        raise Problem(f"{key}: no table file ({kinds}) at {source.path or source.repo}")
+        cure = f": {adapter.cure} first" if adapter.cure else ""
+        raise Problem(f"{key}: no table file ({kinds}) at {source.path or source.repo}{cure}")
     return root, names, facts
 
 
@@ -159,23 +162,27 @@ def adapted(role: str, name: str, adapter: Adapter, root: Path, names: list[str]
     for path in names:
         for row in tables.rows(root / path):
             if taken[number]:
-                ours = usable(adapter, row) | {"source": name, "id": f"{name}:{number}", "split": splits[path]}
-                if role == "benchmarks" and not ours.get("subject") and len(folders) > 1:
-                    ours["subject"] = PurePosixPath(path).parent.name  # every subject is a folder of its own
-                yield ours
+                found = usable(adapter, row)
+                for part, ours in enumerate(found, 1):
+                    ours |= {"source": name, "id": f"{name}:{number}" + (f".{part}" if len(found) > 1 else ""), "split": splits[path]}
+                    if role == "benchmarks" and not ours.get("subject") and len(folders) > 1:
+                        ours["subject"] = PurePosixPath(path).parent.name  # every subject is a folder of its own
+                    yield ours
             number += 1
 
 
-def usable(adapter: Adapter, row: Row | tables.Unreadable) -> Row:
-    """A row in our layout, or why it cannot be used."""
+def usable(adapter: Adapter, row: Row | tables.Unreadable) -> list[Row]:
+    """A published row in our layout, as one row or several, or one that says why it cannot be used."""
     try:
         if isinstance(row, tables.Unreadable):
             raise Fault("malformed", row.why)
-        ours = adapter.convert(row) | ({"task": plain(row.get(adapter.task))} if adapter.task else {})
-        return ours | ({"original": original(row)} if "fault" in ours else {})
+        found = adapter.convert(row)
+        task = {"task": plain(row.get(adapter.task))} if adapter.task else {}
+        rows = [ours | task for ours in (found if isinstance(found, list) else [found])]
+        return [ours | ({"original": original(row)} if "fault" in ours else {}) for ours in rows]
     except Fault as fault:
         reason, detail = fault.args
-        return {"fault": reason, "detail": plain(detail), "original": original(row)}
+        return [{"fault": reason, "detail": plain(detail), "original": original(row)}]
 
 
 def original(row: Row | tables.Unreadable) -> str:

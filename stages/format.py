@@ -107,7 +107,7 @@ def allocate(folder: Path, rows: int, gate: Format) -> Notes:
     band_rows = duplicates.band_rows(gate.near_duplicates)
     shapes = {
         "alive": (bool, (rows,)), "comparable": (bool, (rows,)), "validation": (bool, (rows,)),
-        "exact": (np.uint64, (rows,)), "prompts": (np.uint64, (rows,)),
+        "exact": (np.uint64, (rows,)), "unordered": (np.uint64, (rows,)), "prompts": (np.uint64, (rows,)),
         "signatures": (np.uint32, (rows, duplicates.PERMUTATIONS)),
         "bands": (np.uint64, (duplicates.PERMUTATIONS // band_rows, rows)),
     }  # fmt: skip
@@ -148,8 +148,8 @@ def examine(batch: Batch) -> int:
     own, arrays = slice(batch.start, batch.start + batch.rows), notes.open("r+")
     arrays["alive"][own] = pc.equal(found.rows["reason"], "").to_numpy(zero_copy_only=False)
     arrays["validation"][own] = pc.equal(found.rows["split"], "validation").to_numpy(zero_copy_only=False)
-    arrays["comparable"][own], arrays["exact"][own], arrays["prompts"][own] = found.comparable, found.exact, found.prompts
-    arrays["signatures"][own] = found.signatures
+    for name in ("comparable", "exact", "unordered", "prompts", "signatures"):
+        arrays[name][own] = getattr(found, name)
     arrays["bands"][:, own] = duplicates.band_keys(found.signatures, notes.band_rows)
     return batch.rows
 
@@ -159,8 +159,11 @@ def examine(batch: Batch) -> int:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Of every row: the row it repeats or nearly repeats (-1: none), and whether its prompt stands in the validation split."""
+    """Of every row: whether the same answers are preferred otherwise elsewhere, at least as often; the row it repeats or nearly
+    repeats (-1: none); and whether its prompt stands in the validation split.
+    """
 
+    contradicted: np.ndarray
     exact: np.ndarray
     near: np.ndarray
     validation: np.ndarray
@@ -168,15 +171,17 @@ class Verdicts:
 
 def judge(notes: Notes, gate: Format) -> Verdicts:
     arrays = notes.open("r")
-    alive, prompts = np.array(arrays["alive"]), np.array(arrays["prompts"])
-    exact = duplicates.exact_twins(np.array(arrays["exact"]), alive)
+    alive, prompts, claims = (np.array(arrays[name]) for name in ("alive", "prompts", "exact"))
+    contradicted = duplicates.outvoted(claims, np.array(arrays["unordered"]), alive)
+    alive &= ~contradicted
+    exact = duplicates.exact_twins(claims, alive)
     near = np.full(len(alive), -1)
     if gate.near_duplicates < 1:
         once = alive & (exact < 0) & arrays["comparable"]
         near = duplicates.near_twins(arrays["bands"], arrays["signatures"], once, gate.near_duplicates)
     # A prompt that one source holds out must not be trained on by way of another.
     validation = np.isin(prompts, prompts[alive & arrays["validation"]])
-    return Verdicts(exact, near, validation)
+    return Verdicts(contradicted, exact, near, validation)
 
 
 # --- 3. writing -----------------------------------------------------------------------------------------------------------
@@ -209,6 +214,8 @@ def settled(rows: pa.Table, batch: Batch, verdicts: Verdicts, twins: "Twins") ->
     """A shard's rows with the verdicts over all rows put in: duplicates, and the split."""
     own = slice(batch.start, batch.start + batch.rows)
     reasons, details = rows["reason"].to_pylist(), rows["detail"].to_pylist()
+    for i in np.flatnonzero(verdicts.contradicted[own]):
+        reasons[i], details[i] = "contradiction", "the same answers are preferred the other way round, at least as often"
     for reason, found in (("duplicate", verdicts.exact[own]), ("near_duplicate", verdicts.near[own])):
         for i in np.flatnonzero(found >= 0):
             reasons[i], details[i] = reason, f"of {twins.id(found[i])}"

@@ -43,8 +43,13 @@ def preferences(pairs: list[dict], chosen: list[Score], rejected: list[Score]) -
 
 
 def preference_scores(chosen: list[Score], rejected: list[Score]) -> dict[str, float]:
-    """The mean margin in nats; accuracy by the mean per token; and what a judge reaches that only likes long answers."""
+    """The mean margin in nats; accuracy by the mean per token; and what a judge reaches that only likes long answers.
+
+    Nothing where all that is held out are single votes.
+    """
     both = list(zip(chosen, rejected))
+    if not both:
+        return {}
     return {
         "preference_margin": round(fmean(good.logp - bad.logp for good, bad in both), 4),
         "preference_accuracy_per_token": round(fmean(good.per_token > bad.per_token for good, bad in both), 4),

@@ -8,6 +8,7 @@ several items, as "which of these is right?") counts together with its right ans
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def build(folder: Path, overlap: float) -> Index:
             needed.append(math.ceil(overlap * len(found)))
             names.append(f"{path.stem}\t{row['id']}")
     return Index({n: sorted_runs(found) for n, found in sorted(runs.items())}, np.array(needed), names, items, dict(unchecked))
+
+
+def kept(reports: Iterable[Path]) -> set[tuple[str, str]]:
+    """Benchmark and id of the items that stand in a training row which `format.leaks: flag` has kept."""
+    found = set()
+    for path in reports:
+        flagged = parquet.read_table(path, columns=["detail"], filters=[("reason", "=", "leak_kept")])
+        found.update(tuple(detail.split("\t")) for detail in flagged["detail"].to_pylist())
+    return found
 
 
 def item_words(rows: list[dict]) -> list[list[str]]:

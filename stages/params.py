@@ -405,7 +405,7 @@ def declared_keys(name: str, params: Params, item: str = "") -> list[str]:
     entry, each = declaration(name)
     value = each[item] if isinstance(each, dict) else item
     values = {"model": params.model, "method": params.method, "key": item, "item": value}
-    return [re.sub(r"\$\{(\w+)\}", lambda m: values[m[1]], key) for key in entry.get("params", [])]
+    return [re.sub(r"\$\{([\w.]+)\}", lambda m: value_of(values, m[1]), key) for key in entry.get("params", [])]
 
 
 def only(value: Any, keys: list[str]) -> Any:

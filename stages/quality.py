@@ -3,7 +3,9 @@
 What takes two rows to see, duplicates, is in duplicates.py; this module leaves the hashes that they are found by.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +48,7 @@ class Examined:
 
     rows: pa.Table
     exact: np.ndarray  # uint64 (rows,): hash of prompt and answers
+    unordered: np.ndarray  # uint64 (rows,): the same, whichever of the answers was preferred
     prompts: np.ndarray  # uint64 (rows,): hash of the prompt
     signatures: np.ndarray  # uint32 (rows, PERMUTATIONS)
     comparable: np.ndarray  # bool (rows,): long enough to be a near duplicate
@@ -72,6 +75,7 @@ class Examiner:
         return Examined(
             pa.Table.from_pylist(rows, schema(self.settings.role)),
             np.array([row["exact_key"] for row in rows], np.uint64),
+            np.array([row["unordered_key"] for row in rows], np.uint64),
             np.array([row["prompt_key"] for row in rows], np.uint64),
             duplicates.signatures(hashes, owners, len(rows)),
             np.array([len(text) > duplicates.SHORTEST for text in texts], bool),
@@ -82,21 +86,24 @@ class Examiner:
         common = {"source": row["source"], "id": row["id"], "dataset": dataset, "split": row["split"]}
         common |= {"tokens": 0, "saved": 0, "arabic": 0.0, "leak": ""}
         if row["fault"]:
-            empty = {"prompt_words": [], "answer_words": [], "prompt_key": 0, "exact_key": 0, "contents": [], "given": []}
+            empty = {"prompt_words": [], "answer_words": [], "contents": [], "given": []}
+            empty |= {"prompt_key": 0, "exact_key": 0, "unordered_key": 0}
             return common | empty | {"reason": row["fault"], "detail": row["detail"], "text": row["original"]}
-        template, answers = TEMPLATES[self.settings.prompt.template], ANSWERS[self.settings.role]
-        given = [turn["content"] for turn in row["prompt"]] + [row[name][-1]["content"] for name in answers]
+        template, names = TEMPLATES[self.settings.prompt.template], ANSWERS[self.settings.role]
+        there = [name for name in names if row[name]]  # a single vote has one answer
+        given = [turn["content"] for turn in row["prompt"]] + [row[name][-1]["content"] for name in there]
         contents = [self.normalise(content) for content in given]
         turns = [{"role": turn["role"], "content": content} for turn, content in zip(row["prompt"], contents)]
         asked, answered = contents[: len(turns)], contents[len(turns) :]
-        prompt_words, answer_words = words_of(asked), words_of(answered)
+        prompt_words, answer_words = words_of(asked), [arabic.words(answer) for answer in answered]
+        prompt_key, keys = key(prompt_words, asked), [key(words, [answer]) for words, answer in zip(answer_words, answered)]
         return common | {
             "prompt": template.render(turns, self.settings.prompt.system),
-            **{name: template.complete(answer) for name, answer in zip(answers, answered)},
+            **dict.fromkeys(names, ""), **{name: template.complete(answer) for name, answer in zip(there, answered)},
             "given": given, "contents": contents, "answers": answered,
-            "prompt_words": prompt_words, "answer_words": answer_words,
-            "prompt_key": key(prompt_words, asked), "exact_key": key([*prompt_words, "\0", *answer_words], contents),
-            "arabic": arabic.arabic_share("\n".join([*asked, answered[0]])),
+            "prompt_words": prompt_words, "answer_words": list(chain.from_iterable(answer_words)),
+            "prompt_key": prompt_key, "exact_key": joined(prompt_key, zip(there, keys)), "unordered_key": joined(prompt_key, sorted(keys)),
+            "arabic": arabic.arabic_share("\n".join([*asked, *answered[:1]])),
             "reason": "", "detail": "",
         }  # fmt: skip
 
@@ -107,7 +114,7 @@ class Examiner:
     def fault(self, row: dict) -> str:
         """The reason to drop a row that can be seen in its text, or ""."""
         gate, answers, contents = self.settings.format, row["answers"], row["contents"]
-        if not all(contents):
+        if not answers or not all(contents):
             return "empty"
         if any(token in content for content in contents for token in SPECIAL):
             return "special_token"  # it would end the turn, or open another
@@ -155,8 +162,13 @@ def words_of(texts: list[str]) -> list[str]:
 
 def key(words: list[str], texts: list[str]) -> int:
     """A 64-bit hash of words, or of the texts themselves where these have no words (as "؟؟؟")."""
-    known = " ".join(words) if any(word not in (arabic.LINE_END, "\0") for word in words) else ""
+    known = " ".join(words) if any(word != arabic.LINE_END for word in words) else ""
     return xxh3_64_intdigest((known or "\0\0".join(texts)).encode())
+
+
+def joined(prompt_key: int, answer_keys: Iterable) -> int:
+    """A 64-bit hash of a prompt's hash and those of its answers."""
+    return xxh3_64_intdigest(repr((prompt_key, *answer_keys)).encode())
 
 
 def split_of(prompt_key: int, validation: float) -> str:

@@ -37,7 +37,7 @@ def of_benchmark(name: str, rows: list[dict]) -> Iterable[dict]:
             groups[row.get(part) or ""].append(row)
         if len(groups) > 1:
             yield from (entry(name, part, label, own) for label, own in groups.items() if label)
-    if len(rows) > len(first):
+    if clean and len(rows) > len(first):
         yield from of_rotations(name, rows)
 
 
@@ -58,9 +58,7 @@ def of_rotations(name: str, rows: list[dict]) -> Iterable[dict]:
 
 
 def entry(benchmark: str, part: str, name: str, rows: list[dict]) -> dict:
-    values = [row["score"] for row in rows]
-    shares = all(value in (0.0, 1.0) for value in values)
-    found = statistics.proportion([value == 1.0 for value in values]) if shares else statistics.mean(values)
+    found = statistics.summary([row["score"] for row in rows])
     chances = [row["chance"] for row in rows if row.get("chance") is not None]
     chance = {"chance": round(fmean(chances), 4)} if chances else {}
     return {"benchmark": benchmark, "slice": part, "name": name, **found, **chance}

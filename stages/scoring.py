@@ -69,6 +69,7 @@ def choices(
     tokenizer: PreTrainedTokenizerBase,
     questions: list[tuple[str, list[str]]],
     title: str,
+    *,
     apart: bool = False,
     tokens: int | None = None,
 ) -> list[list[Score]]:

@@ -53,6 +53,11 @@ def mean(values: Sequence[float]) -> dict[str, float | int | None]:
     return _rounded(centre, stderr, centre - half, centre + half, n)
 
 
+def summary(scores: Sequence[float]) -> dict[str, float | int | None]:
+    """The `proportion` of scores that are all 0 or 1, the `mean` of others."""
+    return proportion(scores) if is_binary(scores) else mean(scores)
+
+
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     """mean(b) − mean(a) with its interval.
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from datasets import Dataset
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer
 
 from stages import checkpoints, memory, modeling
-from stages.files import read_json, replace_file, write_json
+from stages.files import cache, read_json, replace_file, write_json
 from stages.params import Params, Problem, Schedule, Training, read
 from stages.progress import CURVES, Progress, Watch, peak_memory, tokens_seen
 
@@ -32,6 +33,7 @@ def arguments(params: Params, training: Training, schedule: Schedule, epochs: fl
     """Trainer arguments that every stage has in common."""
     on_gpu, dtype = torch.cuda.is_available(), modeling.compute_dtype(params.chosen_model.weights)
     return {
+        "output_dir": str(cache("checkpoints")),  # until `run` knows the folder of its own
         "num_train_epochs": epochs,
         "learning_rate": learning_rate,
         "lr_scheduler_type": schedule.schedule,
@@ -126,11 +128,13 @@ def explained(name: str) -> Iterator[None]:
 def write_curves(path: Path, history: list[dict]) -> None:
     """One row per step, for `dvc plots`."""
     history = [entry for entry in history if "loss" in entry]
-    names = [ours for ours, theirs in CURVES.items() if theirs in history[0]]
+    names = [ours for ours, theirs in CURVES.items() if any(theirs in entry for entry in history)]
     with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(["step", *names])
-        writer.writerows([entry["step"], *(f"{entry[CURVES[name]]:.6g}" for name in names)] for entry in history)
+        # A step of good answers alone, or of bad ones, has no margin.
+        cells = [[f"{entry[CURVES[name]]:.6g}" if CURVES[name] in entry else "" for name in names] for entry in history]
+        writer.writerows([entry["step"], *own] for entry, own in zip(history, cells))
 
 
 def facts(trainer: Trainer, tokens_before: int, seconds: float) -> dict:
@@ -139,8 +143,8 @@ def facts(trainer: Trainer, tokens_before: int, seconds: float) -> dict:
     tail = history[-max(1, len(history) // 10) :]
     found = {"steps": history[-1]["step"], "start_loss": round(history[0]["loss"], 4)}
     for ours in ("loss", "margin", "accuracy"):
-        if CURVES[ours] in history[0]:
-            found[f"final_{ours}"] = round(sum(entry[CURVES[ours]] for entry in tail) / len(tail), 4)
+        if known := [entry[CURVES[ours]] for entry in tail if CURVES[ours] in entry]:
+            found[f"final_{ours}"] = round(fmean(known), 4)
     tokens = tokens_seen(history)
     return found | {
         "tokens": tokens,

@@ -30,6 +30,8 @@ PAIR = {"prompt": ASK, "chosen": GOOD, "rejected": BAD}
 MMLU = {"question": "ما عاصمة مصر؟", "A": "تونس", "B": "القاهرة", "C": "دمشق", "D": "بغداد", "answer": "B", "subject": "geography"}
 EXAM = {"question": "ما عاصمة مصر؟", "context": "", "choices": ["تونس", "القاهرة", "دمشق", "بغداد"], "answer": 1}
 EXAM |= {"subject": "geography", "group": "", "level": "", "country": ""}
+VOTE = {"id": "0", "prompt": ASK, "answers": [{"checkpoint": "dpo", "answer": "القاهرة"}, {"checkpoint": "sft", "answer": "تونس"}]}
+TALK = messages(("system", "أجب بإيجاز"), ("user", "مرحبا"), ("assistant", "أهلا"), ("user", "ما عاصمة مصر؟"))
 OPTIONS = {f"Option {i}": text for i, text in enumerate(["تونس", "القاهرة", None, None, None], 1)}
 ARABICMMLU = {"ID": 1, "Question": "ما عاصمة مصر؟", "Context": None, "Answer Key": "B", "Subject": "Geography", **OPTIONS}
 LABELLED = {"Group": "Social Science", "Level": "Middle", "Country": "Egypt"}
@@ -57,6 +59,14 @@ PUBLISHED = [
     ("aya-23-dpo", {"chosen": ASK + GOOD, "rejected": ASK + BAD}, PAIR),
     ("aya-23-dpo", {"prompt": "ما عاصمة مصر؟", "chosen": GOOD, "rejected": BAD}, PAIR),
     ("aya-23-dpo", {"chosen": ASK, "rejected": ASK + BAD}, "malformed"),
+    ("feedback", VOTE | {"vote": "first"}, PAIR),
+    ("feedback", VOTE | {"vote": "second"}, PAIR | {"chosen": BAD, "rejected": GOOD}),
+    ("feedback", VOTE | {"vote": "tie"}, [PAIR | {"rejected": []}, PAIR | {"chosen": BAD, "rejected": []}]),
+    ("feedback", VOTE | {"vote": "both_bad"}, [PAIR | {"chosen": [], "rejected": GOOD}, PAIR | {"chosen": []}]),
+    ("feedback", VOTE | {"vote": "first", "prompt": TALK}, PAIR | {"prompt": TALK}),
+    ("feedback", VOTE | {"vote": "third"}, "malformed"),
+    ("feedback", VOTE | {"vote": "first", "answers": VOTE["answers"][:1]}, "malformed"),
+    ("feedback", VOTE | {"vote": "tie", "answers": [{"answer": "القاهرة"}, {"answer": None}]}, "empty"),
     ("arabicmmlu", ARABICMMLU, EXAM | {"choices": ["تونس", "القاهرة"], "subject": "Geography"}),
     ("arabicmmlu", {**ARABICMMLU, "Context": "نص"}, EXAM | {"choices": ["تونس", "القاهرة"], "subject": "Geography", "context": "نص"}),
     (
@@ -85,10 +95,10 @@ PUBLISHED = [
 def test_a_published_row_becomes_ours_or_has_its_reason(name, row, expected):
     found = fetch.usable(ADAPTERS[name], row)
     if isinstance(expected, str):
-        assert found["fault"] == expected
-        assert found["detail"]
+        assert [one["fault"] for one in found] == [expected]
+        assert found[0]["detail"]
     else:
-        assert found == expected
+        assert found == (expected if isinstance(expected, list) else [expected])
 
 
 def test_every_adapter_is_named_in_params_and_tested():
@@ -101,12 +111,12 @@ def test_the_overwritten_rows_of_the_translated_mmlu_are_found():
     """Words as they stand in the published file, genuine questions beside them."""
     overwritten = ["كيف يمكن كشف تزييف عنوان بروتوكول الإنترنت (IP)؟", "كيف يتم اكتشاف تزييف عنوان الآيبي؟", "كيف يكتشف التمويه عنوان IP؟"]
     for asked in overwritten:
-        found = fetch.usable(ADAPTERS["oall-mmlu"], MMLU | {"question": asked})
+        (found,) = fetch.usable(ADAPTERS["oall-mmlu"], MMLU | {"question": asked})
         assert found["fault"] == "overwritten"
         assert found | EXAM | {"question": asked} == found  # it can still be asked, as published scores do
         assert "القاهرة" in found["original"]
     genuine = MMLU | {"subject": "computer_security", "question": "كيف يتم اكتشاف تزوير عنوان IP؟", "A": "مقارنة قيم TTL"}
-    assert "fault" not in fetch.usable(ADAPTERS["oall-mmlu"], genuine)
+    assert "fault" not in fetch.usable(ADAPTERS["oall-mmlu"], genuine)[0]
 
 
 def test_a_folder_is_a_subject_where_there_are_several(tmp_path):
@@ -167,6 +177,20 @@ def test_own_data_needs_no_code(tmp_path):
     (tmp_path / "exam.jsonl").write_text(json.dumps(exam), encoding="utf-8")
     ((row,), _) = taken(tmp_path / "exam.jsonl", "benchmarks", columns={"question": "q", "choices": "o", "answer": "a", "level": "l"})
     assert (row["choices"], row["answer"], row["level"], row["country"]) == (["أ", "ب"], 1, "High", "")
+
+
+def test_own_answers_with_a_label_are_single_votes(tmp_path):
+    table = [{"q": "ما عاصمة مصر؟", "a": "القاهرة", "good": True}, {"q": ASK, "a": BAD, "good": 0}, {"q": ASK, "a": "تونس", "good": "no"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
+    (tmp_path / "a.csv").write_text("q,a,good\nما عاصمة مصر؟,القاهرة,True\nما عاصمة مصر؟,تونس,0\n", encoding="utf-8")
+    columns = {"prompt": "q", "completion": "a", "label": "good"}
+    for name in ("a.jsonl", "a.csv"):
+        good, bad, *others = taken(tmp_path / name, "preferences", columns=columns)[0]
+        assert (good["prompt"], good["chosen"], good["rejected"]) == (ASK, GOOD, [])
+        assert (bad["prompt"], bad["chosen"], bad["rejected"]) == (ASK, [], BAD)
+        assert [row["fault"] for row in others] == ["malformed"] * (name == "a.jsonl")
+    with pytest.raises(Problem, match="columns names prompt, label: single votes need completion, label, prompt; task can be added"):
+        taken(tmp_path / "a.jsonl", "preferences", columns={"prompt": "q", "label": "good"})
 
 
 def test_lines_that_cannot_be_read_are_counted_in_their_place(tmp_path):
@@ -272,16 +296,18 @@ def test_no_row_however_broken_stops_a_run_or_gets_lost(name, examiners):
     @settings(max_examples=FUZZED_ROWS // 25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(fuzzed(name))
     def run(rows):
-        ours = [fetch.usable(adapter, row) | {"source": name, "id": str(i), "split": None} for i, row in enumerate(rows)]
+        ours = [
+            one | {"source": name, "id": str(i), "split": None} for i, row in enumerate(rows) for one in fetch.usable(adapter, row)
+        ]  # fmt: skip
         if adapter.role == "benchmarks":
             ours = list(fetch.contradictions(ours))
         raw = pa.Table.from_pylist(ours, catalog.SCHEMAS[adapter.role])  # what is written can be read
         raw.validate(full=True)
-        assert len(raw) == len(rows)
+        assert set(raw["id"].to_pylist()) == {str(i) for i in range(len(rows))}
         if adapter.role in examiners:
             found = examiners[adapter.role].examine(name, raw.to_pylist()).rows
             found.validate(full=True)
-            assert len(found) == len(rows)
+            assert len(found) == len(raw)
             assert all(row["reason"] or row["prompt"] for row in found.to_pylist())
 
     run()

@@ -223,3 +223,10 @@ def test_an_older_layout_of_the_predictions(repo, tmp_path, monkeypatch):
     write(Path("data/predictions/dpo.parquet"), [{"id": "1", "right": True}])
     with pytest.raises(SystemExit, match="no column benchmark: another version of the evaluate stage made it"):
         compare.main(["--against", "dpo"])
+
+
+def test_an_item_that_stands_twice(repo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(Path("data/predictions/dpo.parquet"), rows("skills", [1.0, 0.0]) + rows("skills", [1.0], 1))
+    with pytest.raises(SystemExit, match=r"dpo\.parquet of workspace holds skills-1 of skills twice: evaluate again"):
+        compare.main(["--against", "dpo"])

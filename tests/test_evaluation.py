@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from stages import benchmarks, candidate, evaluate, heldout, scores
+from stages import benchmarks, candidate, evaluate, heldout, leaks, scores
 from stages.params import Problem, read
 from stages.scoring import Score
 from tests.conftest import Workspace
@@ -173,10 +173,7 @@ def test_a_requirement_of_something_unknown_is_refused_at_once(asked):
     assert "evaluate.require is 'speling': it must be one of" in result.stderr
 
 
-def test_items_that_training_rows_hold_are_marked(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "REPORTS", tmp_path)
+def test_items_that_training_rows_hold_are_found_in_the_reports(tmp_path):
     kept = [{"reason": "leak_kept", "detail": "exam\texam:1"}, {"reason": "leak", "detail": "exam exam:2"}]
     parquet.write_table(pa.Table.from_pylist(kept), tmp_path / "instructions.parquet")
-    rows = [{"source": "exam", "id": f"exam:{i}"} for i in range(3)]
-    evaluate.mark_leaked(rows, ["instructions"])
-    assert [one["leaked"] for one in rows] == [False, True, False]
+    assert leaks.kept([tmp_path / "instructions.parquet"]) == {("exam", "exam:1")}

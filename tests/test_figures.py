@@ -161,6 +161,19 @@ def test_a_checkpoint_that_generates_nothing_leaves_the_other_figures_whole(repo
     assert set(specifications("show")) == {f"Title of {name}" for name in ("scores", "confusion", "reliability")}
 
 
+def test_an_interval_that_does_not_exist_is_not_drawn(repository):
+    """As of one answer whose score is neither 0 nor 1."""
+    alone = score("exam", 0.5) | dict.fromkeys(("ci_low", "ci_high", "stderr"))
+    figures.write("base", [], [], [alone, alone | {"slice": "subject", "name": "لغة"}], {})
+    figures.write("sft", [], [], [score("exam", 0.6), score("exam", 0.6, "subject", "لغة")], {})
+    figures.main()
+    plots = specifications("show")
+    assert {"0.500", "0.600"} <= set(texts(plots["Title of scores"]))  # the score itself is
+    for plot in plots.values():
+        drawn = vl_convert.vegalite_to_svg(plot, vl_version="5.8")
+        assert drawn.count('aria-roledescription="rule mark"') == 1
+
+
 def test_no_evaluated_checkpoint_is_a_clear_error(repository):
     with pytest.raises(SystemExit, match=r"metrics/tables holds .*: run `dvc repro`"):
         figures.main()

@@ -134,6 +134,19 @@ def test_every_row_is_kept_or_dropped_with_a_reason(examine):
     assert found[0]["chosen"] == "نعم<|im_end|>"
 
 
+def test_a_single_vote_has_one_answer_and_its_label_tells_it_from_others(examine):
+    good, bad = (catalog.turn("assistant", answer) for answer in ("نعم", "لا"))
+    asked = catalog.turn("user", "ما رأيك؟")
+    votes = [(good, bad), (bad, good), (good, []), ([], good), ([], bad), ([], []), (catalog.turn("assistant", " "), bad)]
+    found = examine("preferences", [{"prompt": asked, "chosen": chosen, "rejected": rejected} for chosen, rejected in votes])
+    rows = found.rows.to_pylist()
+    assert [row["reason"] for row in rows] == ["", "", "", "", "", "empty", "empty"]
+    assert [(row["chosen"], row["rejected"]) for row in rows[2:4]] == [("نعم<|im_end|>", ""), ("", "نعم<|im_end|>")]
+    assert len(set(found.exact[:5])) == 5
+    assert found.unordered[0] == found.unordered[1] != found.unordered[2] == found.unordered[3] != found.unordered[4]
+    assert all(row["tokens"] > 0 for row in rows[:5])
+
+
 def test_a_single_digit_is_an_answer(examine):
     found = examine("instructions", [catalog.instruction("كم عدد القارات؟", "٧")]).rows.to_pylist()
     assert found[0]["reason"] == ""
@@ -209,6 +222,13 @@ def test_signatures_estimate_the_jaccard_similarity():
 def test_exact_twins_point_to_the_first_row_that_counts():
     keys = np.array([5, 7, 5, 5, 7], np.uint64)
     assert duplicates.exact_twins(keys, np.array([False, True, True, True, True])).tolist() == [-1, -1, -1, 2, 1]
+
+
+def test_what_is_claimed_as_often_as_its_opposite_is_out():
+    claims, subjects = np.array([1, 2, 1, 3, 4, 5, 6, 5], np.uint64), np.array([7, 7, 7, 8, 8, 9, 9, 9], np.uint64)
+    alive = np.array([True] * 6 + [False, True])
+    assert duplicates.outvoted(claims, subjects, alive).tolist() == [False, True, False, True, True, False, False, False]
+    assert not duplicates.outvoted(claims, subjects, ~alive).any()
 
 
 def test_runs_of_words_stay_inside_their_text():

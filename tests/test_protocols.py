@@ -64,7 +64,7 @@ PACKAGED = {
 
 def canonical(benchmark, rows, split="test"):
     """Published rows in our layout."""
-    ours = [fetch.usable(ADAPTERS[benchmark], row) for row in rows]
+    ours = [one for row in rows for one in fetch.usable(ADAPTERS[benchmark], row)]
     labelled = [row | {"id": f"{benchmark}:{split}{i}", "split": split, "source": benchmark} for i, row in enumerate(ours)]
     return pa.Table.from_pylist(labelled, catalog.SCHEMAS["benchmarks"]).to_pylist()
 

@@ -254,7 +254,7 @@ def paired(tables: dict[str, pd.DataFrame]) -> list[Paired]:
 
 def pair(benchmark: str, tables: dict[str, pd.DataFrame]) -> Paired:
     """The rows of one benchmark, paired by id."""
-    by_id = [table.set_index("id", verify_integrity=True) for table in tables.values()]
+    by_id = [table.set_index("id") for table in tables.values()]
     shared = reduce(pd.Index.intersection, [rows.index for rows in by_id])
     first, *others = sides = [rows.loc[shared] for rows in by_id]
     differ = np.any([(rows[ASKED] != first[ASKED]).any(axis=1) for rows in others], axis=0)
@@ -294,6 +294,8 @@ def load(revision: str, checkpoint: str) -> pd.DataFrame:
         raise Problem(f"{path} of {revision} has no column {missing[0]}: another version of the evaluate stage made it; evaluate again")
     table = parquet.read_table(buffer, columns=COLUMNS).to_pandas()
     table = table[table["rotation"] == 0].reset_index(drop=True)
+    for _, row in table[table.duplicated(["benchmark", "id"])][:1].iterrows():
+        raise Problem(f"{path} of {revision} holds {row['id']} of {row['benchmark']} twice: evaluate again")
     text = [*ASKED, "fault", *GROUPS]
     return table.assign(**table[text].fillna(""))
 
@@ -332,7 +334,7 @@ def made(files: "DVCFileSystem", path: Path) -> str:  # noqa: F821
 
 def plus_minus(scores: np.ndarray) -> str:
     """Mean ± one standard error; the mean alone of a single score that is neither 0 nor 1."""
-    score = statistics.proportion(scores) if statistics.is_binary(scores) else statistics.mean(scores)
+    score = statistics.summary(scores)
     return f"{score['value']:.3f}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.3f}")
 
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from ruamel.yaml import YAML
 
-from stages import hub, protocols
+from stages import hub, leaks, protocols
 from stages.catalog import Row
 from stages.files import read_json, replace_file
 from stages.params import ROLES, Problem, one_line_errors, read
@@ -86,25 +86,16 @@ def export(folder: Path, benchmark: str, asked: argparse.Namespace) -> pa.Table:
 
 def questions(benchmark: str, style: str, shots: int) -> Iterator[Row]:
     """The items that count, each rendered. `normalise` tells which of the harness's two scores is ours."""
-    rows, spoilt = rows_of(benchmark), leaked(benchmark)
+    rows = rows_of(benchmark)
+    leaked = leaks.kept(path for role in TRAINED_ON if (path := REPORTS / f"{role}.parquet").exists())
     examples = protocols.examples_for(benchmark, style, rows, shots)
     for row in rows:
-        if row["split"] == "test" and row["fault"] is None and row["answer"] is not None and row["id"] not in spoilt:
+        if row["split"] == "test" and row["fault"] is None and row["answer"] is not None and (benchmark, row["id"]) not in leaked:
             request = protocols.ask(benchmark, row, style, examples(row))
             yield {
                 "benchmark": benchmark, "id": row["id"], "subject": row["subject"], "query": request.prompt, "choices": request.answers,
                 "gold": row["answer"], "normalise": request.normalise,
             }  # fmt: skip
-
-
-def leaked(benchmark: str) -> set[str]:
-    """The items that stand in training rows which format flagged and kept."""
-    found = set()
-    for path in (REPORTS / f"{role}.parquet" for role in TRAINED_ON):
-        if path.exists():
-            kept = parquet.read_table(path, columns=["detail"], filters=[("reason", "=", "leak_kept")])
-            found.update(tuple(detail.split("\t")) for detail in kept["detail"].to_pylist())
-    return {item for name, item in found if name == benchmark}
 
 
 def definition(task: str, style: str) -> dict:

@@ -35,7 +35,7 @@ def table(name: str) -> dict[str, str]:
         chance = f" [{entry['chance']:.2f}]" if entry.get("chance") else ""
         whole = entry["slice"] == "all"
         title = f"{entry['benchmark']}{chance}" if whole else f"  {entry['benchmark']}, {entry['slice']}: {entry['name']}{chance}"
-        cells[title] = f"{entry['value']:.3f} ± {entry['stderr'] or 0:.3f}"
+        cells[title] = f"{entry['value']:.3f}" + ("" if entry["stderr"] is None else f" ± {entry['stderr']:.3f}")
     others = read_json(METRICS / f"{name}.json").items()
     return cells | {title: f"{value:.3f}" for title, value in others if title not in benchmarks}
 

@@ -1,0 +1,5 @@
+"""Imported first by the fork server of the benchmarks, which imports the libraries before any of our code runs."""
+
+from stages.params import quiet
+
+quiet()
