@@ -19,6 +19,7 @@ from tests.conftest import ROOT, Workspace
 from tests.test_compare import binary, rows, write
 
 PAGES = sorted(path for pattern in ("README*.md", "docs/*.md", "workflows/**/*.md", "data/*/README.md") for path in ROOT.glob(pattern))
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 # Commands by what they begin with, and why no test below runs them as they stand. Everything else is run.
 NOT_RUN = {
     "make": "installs into .venv; what it calls is run here and by the other tests",
@@ -86,7 +87,7 @@ def listed() -> list:
     found = {}
     for page in PAGES:
         for command in commands(page):
-            title = f"{page.name}: {' '.join(word for call in calls(command) for word in call)}"
+            title = f"{page.relative_to(ROOT)}: {' '.join(word for call in calls(command) for word in call)}"
             marks = [pytest.mark.slow] if command.startswith(SLOW) else []
             if not not_run(command):
                 found.setdefault(str(calls(command)), pytest.param(command, id=title, marks=marks))
@@ -136,7 +137,7 @@ def test_the_list_of_what_is_not_run_has_nothing_to_spare():
     assert [start for start in NOT_RUN if not any(command.startswith(start) for command in known)] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_call_is_one_that_exists(page, tmp_path):
     for command in [*commands(page), *mentioned(page)]:
         for program, *arguments in calls(command):
@@ -202,7 +203,7 @@ def merged(table: dict, changes: dict) -> dict:
     return table | changes | both
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_part_of_params_yaml_is_valid(page, tmp_path):
     whole = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for block in blocks(page, "yaml"):
@@ -222,7 +223,7 @@ def test_every_key_that_is_named_exists():
     for page in PAGES:
         for key in re.findall(r"`([a-z_]+(?:\.[\w-]+)+)(?:: [^`]+)?`", page.read_text(encoding="utf-8")):
             if key.split(".")[0] in whole and not key.endswith(".py") and params.value_of(whole, key) is None:
-                unknown[page.name].append(key)
+                unknown[page.relative_to(ROOT)].append(key)
     assert not unknown
 
 
@@ -252,7 +253,7 @@ def heading(text: str) -> str:
     return re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_link_leads_somewhere(page):
     for target, anchor in re.findall(r"\]\((?!https?://)([^)#\s]*)#?([^)\s]*)\)", page.read_text(encoding="utf-8")):
         file = page.parent / target if target else page
@@ -273,7 +274,7 @@ def test_every_file_that_is_named_exists(project):
             if name.split("/")[0] in top and "/" in name:
                 pattern = re.sub(r"<\w+>", "*", name.rstrip("/"))
                 if name not in NAMED_ONLY and not any(project.path.glob(pattern)):
-                    unknown[page.name].append(name)
+                    unknown[page.relative_to(ROOT)].append(name)
             elif name.endswith(".py") and not any(ROOT.glob(f"*/{name}")):
-                unknown[page.name].append(name)
+                unknown[page.relative_to(ROOT)].append(name)
     assert not unknown
