@@ -66,7 +66,7 @@ def mentioned(page: Path) -> list[str]:
     """The commands inside a page's text, but for those with a gap to fill in."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     found = [code for code in re.findall(r"`([^`\n]+)`", text) if re.match(r"(dvc|python -m|make|accelerate|torchrun) ", code)]
-    return [code for code in found if not re.search(r"[<[…]|\b[A-Z]{3,}\b", code)]
+    return [code for code in found if not re.search(r"[<[…]|=[A-Z]{2,}", code)]
 
 
 @cache
@@ -108,23 +108,23 @@ def project(workspace, tmp_path_factory) -> Workspace:
     provenance = json.loads((project.path / "models/sft/provenance.json").read_text(encoding="utf-8"))
     (project.path / "models/dpo/provenance.json").write_text(json.dumps(provenance | {"chain": [link]}), encoding="utf-8")
     project.run(sys.executable, "-m", "stages.report")
+    for checkpoint in ("base", "sft", "dpo"):
+        answer(project, checkpoint, won=10)
     project.under_git(tmp_path_factory.mktemp("remote"))
-    for message, won in (("first", 20), ("second", 30), ("experiment", 40)):
-        answer(project, won)
-        project.run("dvc", "commit", "-q", "-f")
-        if message == "experiment":
-            project.run("dvc", "exp", "save", "-q", "-n", message)
-        else:
-            project.commit(message)
+    project.run("dvc", "commit", "-q", "-f")
+    project.commit("first")
+    answer(project, "dpo", won=20)
+    project.run("dvc", "commit", "-q", "-f", "evaluate@dpo")
+    project.commit("second")
+    answer(project, "dpo", won=30)
+    project.run("dvc", "exp", "save", "-q", "-n", "third")
     return project
 
 
-def answer(project: Workspace, won: int) -> None:
-    """Write predictions of which dpo has `won` right that sft has wrong."""
-    sft, dpo = binary(won, 8, 100)
-    for checkpoint, scores in {"base": sft, "sft": sft, "dpo": dpo}.items():
-        items = [*rows("skills", scores), *rows("held-out", [None] * 3), *rows("cidar-eval", [None] * 3)]
-        write(project.path / f"data/predictions/{checkpoint}.parquet", items)
+def answer(project: Workspace, checkpoint: str, won: int) -> None:
+    """Write predictions in which `won` answers are right that would be wrong in others."""
+    items = [*rows("skills", binary(won, 8, 100)[1]), *rows("held-out", [None] * 3), *rows("cidar-eval", [None] * 3)]
+    write(project.path / f"data/predictions/{checkpoint}.parquet", items)
 
 
 @pytest.mark.parametrize("command", listed())
