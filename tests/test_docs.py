@@ -66,7 +66,7 @@ def mentioned(page: Path) -> list[str]:
     """The commands inside a page's text, but for those with a gap to fill in."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     found = [code for code in re.findall(r"`([^`\n]+)`", text) if re.match(r"(dvc|python -m|make|accelerate|torchrun) ", code)]
-    return [code for code in found if not re.search(r"[<[…]|=[A-Z]{2,}", code)]
+    return [code for code in found if not re.search(r"[<…]|[=[][A-Z]{2,}", code)]
 
 
 @cache
@@ -150,11 +150,13 @@ def test_every_call_is_one_that_exists(page, tmp_path):
 
 
 def check_dvc(arguments: list[str], folder: Path) -> None:
-    """DVC's own parser takes it, and params.yaml is valid with its overrides: names, values, and what fits on the GPU."""
+    """DVC's own parser takes it, its stages exist, and params.yaml is valid with its overrides: names, values, what fits on the GPU."""
     from dvc.cli.parser import get_main_parser
     from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 
     parsed = get_main_parser().parse_args(arguments)
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    assert all("/" in target or target.split("@")[0] in stages for target in getattr(parsed, "targets", None) or []), arguments
     path = folder / "params.yaml"
     for sweep in get_hydra_sweeps({"params.yaml": getattr(parsed, "set_param", [])}):
         shutil.copy(ROOT / "params.yaml", path)
