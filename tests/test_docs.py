@@ -32,7 +32,9 @@ NOT_RUN = {
 }
 SLOW = ("python -m tools.export",)
 # Files of the reader, and what stages make on other settings.
-NAMED_ONLY = {"data/own/my.jsonl", "data/own/exam.jsonl", "data/own/facts.jsonl", "models/refine-<item>"}
+NAMED_ONLY = {
+    "data/own/my.jsonl", "data/own/exam.jsonl", "data/own/facts.jsonl", "data/feedback/preferences.jsonl", "models/refine-<item>",
+}  # fmt: skip
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------------
