@@ -157,13 +157,17 @@ def check_dvc(arguments: list[str], folder: Path) -> None:
     from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 
     parsed = get_main_parser().parse_args(arguments)
-    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    assert all("/" in target or target.split("@")[0] in stages for target in getattr(parsed, "targets", None) or []), arguments
-    path = folder / "params.yaml"
-    for sweep in get_hydra_sweeps({"params.yaml": getattr(parsed, "set_param", [])}):
+    assert all("/" in target or target.split("@")[0] in stages() for target in getattr(parsed, "targets", None) or []), arguments
+    path, overrides = folder / "params.yaml", getattr(parsed, "set_param", [])
+    for sweep in get_hydra_sweeps({"params.yaml": overrides}) if overrides else []:
         shutil.copy(ROOT / "params.yaml", path)
         apply_overrides(path, sweep["params.yaml"])
         params.read(path)
+
+
+@cache
+def stages() -> dict:
+    return YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 
 def check_module(arguments: list[str], command: str) -> None:
@@ -173,7 +177,7 @@ def check_module(arguments: list[str], command: str) -> None:
     assert spec, command
     if not arguments[1].startswith(("tools.", "stages.", "benchmarks.")):
         return
-    files = Path(spec.origin).parent.glob("*.py") if spec.submodule_search_locations else [Path(spec.origin)]
+    files = [file for folder in spec.submodule_search_locations or [] for file in Path(folder).glob("*.py")] or [Path(spec.origin)]
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
     texts = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     for option in (word.split("=")[0] for word in arguments[2:] if word.startswith("--")):
