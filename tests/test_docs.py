@@ -157,7 +157,7 @@ def check_dvc(arguments: list[str], folder: Path) -> None:
     from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 
     parsed = get_main_parser().parse_args(arguments)
-    assert all("/" in target or target.split("@")[0] in stages() for target in getattr(parsed, "targets", None) or []), arguments
+    assert all("/" in target or target.split("@")[0] in pipeline() for target in getattr(parsed, "targets", None) or []), arguments
     path, overrides = folder / "params.yaml", getattr(parsed, "set_param", [])
     for sweep in get_hydra_sweeps({"params.yaml": overrides}) if overrides else []:
         shutil.copy(ROOT / "params.yaml", path)
@@ -166,7 +166,7 @@ def check_dvc(arguments: list[str], folder: Path) -> None:
 
 
 @cache
-def stages() -> dict:
+def pipeline() -> dict:
     return YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 
