@@ -7,6 +7,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import boto3
 import pytest
@@ -146,7 +147,7 @@ def test_what_an_editor_asks_for_is_json(trained, command):
 class Notes(BaseHTTPRequestHandler):
     """GitLab's endpoint for notes."""
 
-    got: dict[str, str] = {}
+    got: ClassVar[dict[str, str]] = {}
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
