@@ -40,9 +40,13 @@ class Workspace:
     def copy(self, path: Path) -> "Workspace":
         """The same as it stands now, without what tests have trained in it."""
         shutil.copytree(self.path, path, ignore=shutil.ignore_patterns("test-*", ".cache"))
-        copied = object.__new__(Workspace)
-        copied.path, copied.environment = path, dict(self.environment)
-        return copied
+        return self.at(path)
+
+    def at(self, path: Path) -> "Workspace":
+        """Another folder, with the same environment."""
+        other = object.__new__(Workspace)
+        other.path, other.environment = path, dict(self.environment)
+        return other
 
     def set(self, values: dict) -> None:
         yaml = YAML()

@@ -229,6 +229,22 @@ def cidar(rows: int) -> Files:
     return {"README.md": b"---\nlicense: cc-by-nc-4.0\n---\n", "data/train-00000-of-00001-b2881e1b9f14c3b1.parquet": table(table_rows)}
 
 
+def instar(rows: int) -> Files:
+    """ClusterlabAi/InstAr-500k: one English system prompt in every row, and far more of one task than of the other."""
+    fixed = {"source": "CIDAR", "system": "You are a helpful assistant.", "topic": "", "uuid": ""}
+    asked = [
+        fixed | {"instruction": f"ما الفرق بين {a} و{b}؟", "output": f"{a} غير {b}.", "task": "QA" if i % 4 else "Classification"}
+        for i, (a, b) in enumerate([(a, b) for a in WORDS for b in WORDS if a != b][:rows])
+    ]
+    return {"README.md": b"---\nlicense: apache-2.0\n---\n", "data/train-00000-of-00001.parquet": table(asked)}
+
+
+def arabicqa(rows: int) -> Files:
+    """riotu-lab/ArabicQA_2.1M."""
+    asked = [{"question": f"أين يقع {a} في {b}؟", "answer": f"يقع {a} قرب {b}."} for a in WORDS for b in WORDS if a != b][:rows]
+    return {"README.md": b"---\nlicense: apache-2.0\n---\n", "data/train-00000-of-00001.parquet": table(asked)}
+
+
 def aya(rows: int) -> Files:
     """2A2I/Aya-Command.R-DPO."""
     pairs = [
@@ -247,6 +263,27 @@ def arabicmmlu(rows: int) -> Files:
         "All/test.csv": (header + "".join(lines)).encode(),
         "All/dev.csv": header.encode(),
     }
+
+
+ARABICMMLU = "7aa530e2893ac420352b3f5c1a1310c010e9758b"  # the commit that params.yaml names
+
+
+def tiny_hub(tokenizer: bytes) -> FakeHub:
+    """Every repository that the workflows name, shrunken."""
+    research, free = "---\nlicense: other\nlicense_name: qwen-research\n---\n", "---\nlicense: apache-2.0\n---\n"
+    hub = FakeHub(
+        {
+            ("model", "Qwen/Qwen3-1.7B-Base"): tiny_model("qwen3", free, tokenizer),
+            ("model", "Qwen/Qwen2.5-3B"): tiny_model("qwen2", research, tokenizer),
+            ("model", "Qwen/Qwen2.5-7B"): tiny_model("qwen2", free, tokenizer),
+            ("dataset", "arbml/CIDAR"): cidar(60),
+            ("dataset", "ClusterlabAi/InstAr-500k"): instar(60),
+            ("dataset", "riotu-lab/ArabicQA_2.1M"): arabicqa(60),
+            ("dataset", "2A2I/Aya-Command.R-DPO"): aya(60),
+        }
+    )
+    hub.push("dataset", "MBZUAI/ArabicMMLU", arabicmmlu(20), ARABICMMLU)
+    return hub
 
 
 def tiny_model(kind: str, licence: str, tokenizer: bytes) -> Files:
