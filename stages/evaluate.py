@@ -4,7 +4,6 @@ and every score with its error; data/predictions/<checkpoint>.parquet, every ans
 python -m stages.evaluate base | sft | dpo | refine-<method>
 """
 
-import hashlib
 import sys
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def protocol(params: Params, name: str, wording: dict) -> dict:
         "split": params.evaluate.split,
         **wording,
         "template": template,
-        "template_sha256": hashlib.sha256(repr(TEMPLATES[template]).encode()).hexdigest(),
+        "template_sha256": TEMPLATES[template].sha256,
         "system": params.prompt.system,
         "max_new_tokens": params.evaluate.max_new_tokens,
         "dtype": weights.dtype,

@@ -92,6 +92,20 @@ def load_checkpoint(weights: Weights, folder: Path | None, trainable: bool = Fal
     return PeftModel.from_pretrained(load_base(weights), folder, is_trainable=trainable)
 
 
+def trained() -> list[str]:
+    """The checkpoints that stand in models/, in the order of training."""
+    refined = sorted(path.name for path in Path("models").glob("refine-*"))
+    return [name for name in ["sft", "dpo", *refined] if Path("models", name, "provenance.json").exists()]
+
+
+def check_template(folder: Path, prompt: Prompt) -> None:
+    """Raise Problem where a checkpoint was trained with another template than the one it would be asked with."""
+    provenance = read_json(folder / "provenance.json")
+    if provenance["template_sha256"] != TEMPLATES[prompt.template].sha256:
+        was, now = provenance["params"]["prompt"]["template"], f"params.yaml says prompt.template: {prompt.template}"
+        raise Problem(f"{folder} was trained with the {was} template as it was then, but {now}: set it back, or run `dvc repro`")
+
+
 def check_origin(folder: Path, weights: Weights) -> None:
     """Raise Problem where a checkpoint's base, or a checkpoint before it, is not the one it was trained on."""
     provenance = read_json(folder / "provenance.json")
@@ -127,7 +141,6 @@ def save_checkpoint(trainer: Trainer, folder: Path, provenance: dict) -> None:
 
 def provenance(params: Params, data: Path, parent: Path | None) -> dict:
     """What determined a checkpoint: base, data, template, the chain of checkpoints before it, params, library versions."""
-    template = repr(TEMPLATES[params.prompt.template])
     chain = []
     if parent:
         link = {"checkpoint": parent.as_posix(), "weights_sha256": weights_sha256(parent)}
@@ -135,7 +148,7 @@ def provenance(params: Params, data: Path, parent: Path | None) -> dict:
     return {
         "base": base_identity(params.chosen_model.weights),
         "data_sha256": hub.sha256(data),
-        "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+        "template_sha256": TEMPLATES[params.prompt.template].sha256,
         "chain": chain,
         "params": params.model_dump(mode="json", warnings=False),
         "versions": {name: version(name) for name in LIBRARIES},

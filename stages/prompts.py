@@ -4,6 +4,7 @@ A template renders messages into a prompt that ends where the answer begins; the
 To add a template, add an entry to TEMPLATES and name it in `prompt.template`.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -35,6 +36,15 @@ class Template:
             end = f"{self.stop}\n" if message["role"] == "assistant" else self.turn_end
             turns.append(f"{marker}{message['content']}{end}")
         return "".join(turns) + self.assistant
+
+    @property
+    def stops(self) -> list[str]:
+        """The tokens that end an answer where a model is used: its stop token, and what ended texts before it was tuned."""
+        return list(dict.fromkeys([self.stop, END_OF_TEXT]))
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(repr(self).encode()).hexdigest()
 
     def complete(self, answer: str) -> str:
         """The text to be learned after a rendered prompt: the answer and the stop token."""

@@ -14,17 +14,11 @@ from transformers import Cache, PreTrainedModel, TopPLogitsWarper
 from stages import hub, modeling
 from stages.files import read_json
 from stages.params import Params, Problem
-from stages.prompts import END_OF_TEXT, SPECIAL, TEMPLATES, Message
+from stages.prompts import SPECIAL, TEMPLATES, Message
 
 BASE = "base"
 FOLDER = Path("models")
 TOP_P = 0.95  # of the probability is sampled from; the long tail of a large vocabulary is noise
-
-
-def checkpoints() -> list[str]:
-    """What stands in models/, in the order of training."""
-    refined = sorted(path.name for path in FOLDER.glob("refine-*"))
-    return [name for name in ["sft", "dpo", *refined] if (FOLDER / name / "provenance.json").exists()]
 
 
 class Models:
@@ -38,9 +32,9 @@ class Models:
         self.template, self.system = TEMPLATES[params.prompt.template], params.prompt.system
         self.weights = params.chosen_model.weights
         self.tokenizer = modeling.load_tokenizer(params.prompt)
-        self.stops = set(self.tokenizer.convert_tokens_to_ids([self.template.stop, END_OF_TEXT]))
-        self.refused = {name: reason for name in checkpoints() if (reason := fault(FOLDER / name, params))}
-        self.names = [BASE, *(name for name in checkpoints() if name not in self.refused)]
+        self.stops = set(self.tokenizer.convert_tokens_to_ids(self.template.stops))
+        self.refused = {name: reason for name in modeling.trained() if (reason := fault(FOLDER / name, params))}
+        self.names = [BASE, *(name for name in modeling.trained() if name not in self.refused)]
         self.weights_sha256 = {BASE: base_sha256()}  # of what is in memory, which a later run may replace on disk
         self.shared, self.active = self.with_adapters(modeling.load_base(self.weights)), None
         self.whole: dict[str, PreTrainedModel] = {}
@@ -200,12 +194,8 @@ def base_sha256() -> str:
 
 def fault(folder: Path, params: Params) -> str | None:
     """Why a checkpoint would not answer as it was trained to; None where it would."""
-    provenance = read_json(folder / "provenance.json")
-    if provenance["template_sha256"] != hashlib.sha256(repr(TEMPLATES[params.prompt.template]).encode()).hexdigest():
-        trained = provenance["params"]["prompt"]["template"]
-        now = f"params.yaml says prompt.template: {params.prompt.template}"
-        return f"{folder} was trained with the {trained} template as it was then, but {now}: set it back, or run `dvc repro`"
     try:
+        modeling.check_template(folder, params.prompt)
         modeling.check_origin(folder, params.chosen_model.weights)
     except Problem as problem:
         return str(problem)

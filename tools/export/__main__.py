@@ -45,7 +45,7 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
     # 1. what the checkpoint itself answers
     weights, limit = params.chosen_model.weights, params.evaluate.max_new_tokens
     template, tokenizer = TEMPLATES[params.prompt.template], modeling.load_tokenizer(params.prompt)
-    stops = tokenizer.convert_tokens_to_ids(templates.stops(template))
+    stops = tokenizer.convert_tokens_to_ids(template.stops)
     model = modeling.load_checkpoint(weights, checkpoint).eval()
     expected = checks.record(model, tokenizer, held_out(), stops, limit)
     del model
@@ -76,14 +76,14 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
 
 
 def check(checkpoint: Path, params: Params) -> None:
-    """Raise Problem where there is nothing to export, or where it was trained under another template than it would be exported with."""
-    trained = sorted(path.parent for path in Path("models").glob("*/provenance.json") if path.parent.name != "nano")
-    if not (checkpoint / "provenance.json").exists() or checkpoint.name == "nano":
-        there = ", ".join(path.as_posix() for path in trained) or "none"
-        raise Problem(f"{checkpoint} is no trained checkpoint; there is {there}: run `dvc repro`, or `dvc pull` where it has run")
-    trained, asked = read_json(checkpoint / "provenance.json")["params"]["prompt"]["template"], params.prompt.template
-    if trained != asked:
-        raise Problem(f"prompt.template is {asked!r}, but {checkpoint} was trained with {trained!r}: run `dvc repro`, or set it back")
+    """Raise Problem where there is nothing to export, or where it was trained with another template than it would be exported with."""
+    from stages import modeling
+
+    there = [Path("models", name) for name in modeling.trained()]
+    if checkpoint not in there:
+        names = ", ".join(path.as_posix() for path in there) or "none"
+        raise Problem(f"{checkpoint} is no trained checkpoint; there is {names}: run `dvc repro`, or `dvc pull` where it has run")
+    modeling.check_template(checkpoint, params.prompt)
 
 
 def held_out() -> list[str]:

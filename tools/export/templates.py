@@ -2,14 +2,9 @@
 
 import json
 
-from stages.prompts import END_OF_TEXT, Template
+from stages.prompts import Template
 
 ROLES = ("system", "user", "assistant")
-
-
-def stops(template: Template) -> list[str]:
-    """The tokens that end an answer: the template's own, and the end of text, which a base model knows from before."""
-    return list(dict.fromkeys([template.stop, END_OF_TEXT]))
 
 
 def jinja(template: Template, system: str) -> str:
@@ -42,7 +37,7 @@ def modelfile(template: Template, system: str, weights: str, context: int) -> st
         for role in ROLES
     ]
     go = "{{- range .Messages -}}" + "".join(branches) + "{{- end -}}{{- end -}}" + f"{{{{- {quoted(template.assistant)} -}}}}"
-    lines = [f"FROM ./{weights}", f'TEMPLATE """{go}"""', *(f'PARAMETER stop "{stop}"' for stop in stops(template))]
+    lines = [f"FROM ./{weights}", f'TEMPLATE """{go}"""', *(f'PARAMETER stop "{stop}"' for stop in template.stops)]
     lines += ["PARAMETER temperature 0", f"PARAMETER num_ctx {context}"]
     if system:
         lines.append(f'SYSTEM """{system}"""')
