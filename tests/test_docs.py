@@ -30,7 +30,7 @@ NOT_RUN = {
     "python -m tools.harness": "asks a published benchmark: test_protocols.py",
     "python -m tools.chat --web": "serves until it is stopped: test_web.py",
 }
-SLOW = ("python -m tools.export",)
+SLOW = ("python -m tools.chat", "python -m tools.export")
 # Files of the reader, and what stages make on other settings.
 NAMED_ONLY = {
     "data/own/my.jsonl", "data/own/exam.jsonl", "data/own/facts.jsonl", "data/feedback/preferences.jsonl", "models/refine-<item>",
