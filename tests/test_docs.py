@@ -29,6 +29,17 @@ NOT_RUN = {
     "dvc queue": "of workers that were not started: test_scaling.py",
     "python -m tools.harness": "asks a published benchmark: test_protocols.py",
     "python -m tools.chat --web": "serves until it is stopped: test_web.py",
+    "python -m tools.export models/dpo --push": "uploads: test_export.py",
+    "dvc remote": "of a bucket that is not there: test_remotes.py",
+    "git add .dvc/config": "of that bucket: test_remotes.py",
+    "dvc push": "the same",
+    "dvc pull": "the same",
+    "dvc exp push": "to a server that is not there: test_remotes.py",
+    "dvc exp pull": "the same",
+    "dvc gc": "asks before it deletes",
+    "vllm": "another project's server",
+    "ollama": "another project's server",
+    "workflows/": "a real model, from a hub: test_workflows.py",
 }
 SLOW = ("python -m tools.chat", "python -m tools.export")
 # Files of the reader, and what stages make on other settings.

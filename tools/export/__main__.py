@@ -3,7 +3,7 @@
 python -m tools.export models/dpo [--gguf f16|q8_0|q4_k_m] [--out FOLDER] [--push OWNER/NAME]
 
 The result is compared with the checkpoint before it is written. --gguf adds a file for llama.cpp and a Modelfile for Ollama;
---push uploads the folder to the Hugging Face hub as a private repository, with the token of HF_TOKEN or `hf auth login`.
+--push uploads the folder to the Hugging Face hub as a private repository, with the token of HF_TOKEN.
 """
 
 import argparse
@@ -120,13 +120,15 @@ def push(folder: Path, repo: str) -> None:
     """Upload a folder to the hub, into a private repository that is made where there is none."""
     import httpx2
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
-    api = HfApi()
+    from stages import hub
+
+    api = HfApi(token=hub.token())
     try:
         api.create_repo(repo, private=True, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Upload {folder.name}")
-    except (HfHubHTTPError, LocalTokenNotFoundError, httpx2.HTTPError, OSError) as error:
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         status = getattr(getattr(error, "response", None), "status_code", type(error).__name__)
         raise Problem(f"--push {repo}: refused ({status}): set HF_TOKEN to a token that may write there") from None
     print(f"push: {repo} (private)")
