@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A small assistant: Qwen3-1.7B in 4 bit, trained on CIDAR and DPO pairs on a card of 4 GB, which the first line of settings makes the plan check.
+# A small assistant: Qwen3-1.7B in 4 bit, trained on CIDAR and by DPO on a card of 4 GB; hardware.vram_gb lets every stage check that.
 #
 # GPU      sft 3.4 GB, dpo 3.3 GB (computed: python -m tools.plan --length 1024). To answer: weights 1.26 GB and 0.11 GB for 1,024
 #          tokens of prompt and answer; with CUDA's own memory about 2.1 GB (computed: python -m tools.plan --stage inference)
