@@ -9,10 +9,10 @@ repro: .venv/ready
 	python -m tools.scores
 
 test: .venv/ready
-	pytest -n 2 --dist loadfile
+	pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-all: .venv/ready
-	pytest -n 2 --dist loadfile -m "slow or not slow"
+	pytest -n 3 --dist loadfile --no-loadscope-reorder -m "slow or not slow"
 
 lint: .venv/ready
 	ruff check .
@@ -20,5 +20,5 @@ lint: .venv/ready
 
 .venv/ready: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	touch .venv/ready

@@ -46,8 +46,9 @@ def build(params: Params, method: str, parent: Path, beta_factor: float = 1.0) -
         "precompute_ref_log_probs": True,  # by reference.py
         "train_sampling_strategy": "sequential",
     }
-    rows = shuffled(training.load_rows(DATA, ["prompt", "chosen", "rejected", "tokens"]), params.seed)
     step = settings.batch_size * settings.accumulation
+    rows = shuffled(training.load_rows(DATA, ["prompt", "chosen", "rejected", "tokens"]), params.seed)
+    rows = same_for_all(rows, step)
     rows = pairs(rows, method, step) if kind.paired else answers(rows, method, own)
     rows = by_length(whole_steps(rows, step), settings.batch_size, params.seed)
     model = modeling.load_checkpoint(weights, parent, trainable=True)
@@ -74,6 +75,12 @@ def shuffled(rows: "Dataset", seed: int) -> "Dataset":
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
     return rows.select(order)
+
+
+def same_for_all(rows: "Dataset", step: int) -> "Dataset":
+    """Of rows that are all pairs those that fill steps, also for a method that splits them: so all methods share their reference."""
+    paired = all(all(both) for both in zip(rows["chosen"], rows["rejected"]))
+    return rows.select(range(len(rows) // step * step)) if paired and len(rows) >= step else rows
 
 
 def pairs(rows: "Dataset", method: str, step: int) -> "Dataset":

@@ -7,9 +7,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +24,10 @@ TINY = {
     "prompt.max_length": 128,
     "evaluate.health_prompts": 8,
 }
+LONGEST = (
+    "test_training", "test_pipeline", "test_docs", "test_resume", "test_remotes", "test_scaling", "test_contract", "test_evaluation",
+    "test_export", "test_web", "test_progress",
+)  # fmt: skip
 
 
 class Workspace:
@@ -44,9 +50,14 @@ class Workspace:
 
     def at(self, path: Path) -> "Workspace":
         """Another folder, with the same environment."""
-        other = object.__new__(Workspace)
-        other.path, other.environment = path, dict(self.environment)
-        return other
+        return self.standing(path, self.environment)
+
+    @classmethod
+    def standing(cls, path: Path, environment: Mapping[str, str] = {}) -> "Workspace":
+        """A project that stands in a folder already."""
+        found = object.__new__(cls)
+        found.path, found.environment = path, dict(environment)
+        return found
 
     def set(self, values: dict) -> None:
         yaml = YAML()
@@ -84,10 +95,32 @@ class Workspace:
         return result
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no worker is left with one at the end."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory) -> Workspace:
-    """A tiny project whose data is fetched and formatted and whose sft is done, for tests that call the code directly."""
-    workspace = Workspace(tmp_path_factory.mktemp("workspace"))
+def workspace(tmp_path_factory, worker_id) -> Workspace:
+    """A tiny project whose data is fetched and formatted and whose sft is done, for tests that call the code directly.
+
+    Of several workers one makes it, and each has a copy.
+    """
+    folder = tmp_path_factory.mktemp("workspace")
+    if worker_id == "master":
+        return trained(folder)
+    made = tmp_path_factory.getbasetemp().parent / "workspace"
+    with FileLock(f"{made}.lock"):
+        if not made.exists():
+            made.mkdir()
+            trained(made)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    return Workspace.standing(folder)
+
+
+def trained(folder: Path) -> Workspace:
+    workspace = Workspace(folder)
     for command in (
         ["fetch", "instructions"], ["fetch", "preferences"], ["fetch", "continued"], ["fetch", "benchmarks"], ["base"],
         ["format", "instructions"], ["format", "preferences"], ["format", "continued"], ["sft"],

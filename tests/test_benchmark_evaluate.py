@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_both_ways_score_the_same_items_alike(tmp_path):
     command = f"-m benchmarks.evaluate --size tiny --items 12 --tokens 512 --threads 1 --json {tmp_path}/found.json"
     subprocess.run([sys.executable, *command.split()], cwd=ROOT, check=True)

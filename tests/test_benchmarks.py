@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_all_variants_train_on_the_same_tokens_and_learn(tmp_path):
     command = f"-m benchmarks.train --size tiny --rows 24 --pairs 16 --threads 1 --json {tmp_path}/found.json"
     subprocess.run([sys.executable, *command.split()], cwd=ROOT, check=True)

@@ -107,6 +107,7 @@ def test_a_method_already_run_comes_back_from_the_run_cache(project):
     assert not metrics_diff(project)
 
 
+@pytest.mark.slow
 def test_more_epochs_run_sft_and_what_follows(project):
     assert stages_run(project.run("dvc", "exp", "run", "-S", "sft.epochs=2").stdout) == {
         "sft",
@@ -125,6 +126,7 @@ def test_the_text_policy_runs_format_onward(project):
     project.run("git", "checkout", "-q", ".")
 
 
+@pytest.mark.slow
 def test_a_refinement_is_one_more_pass_with_its_own_evaluation(project):
     project.run("dvc", "checkout")
     ran = stages_run(project.run("dvc", "exp", "run", "-S", "refine=[ipo,continued]").stdout)

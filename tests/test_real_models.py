@@ -10,6 +10,8 @@ from tests.conftest import ROOT, Workspace
 from tests.fake_hub import ARABICMMLU, WORDS, cidar, table, tiny_hub
 from tests.test_pipeline import stages_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def hub():

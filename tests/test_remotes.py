@@ -83,6 +83,7 @@ def test_results_on_s3(project, tmp_path):
     assert runs_nothing(fresh)
 
 
+@pytest.mark.slow
 def test_an_experiment_goes_from_clone_to_clone(project, tmp_path):
     project.run("dvc", "exp", "run", "-n", "less", "-S", "data.continued.skills=55", "format@continued")
     project.run("dvc", "exp", "push", "origin", "less")

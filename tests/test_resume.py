@@ -108,6 +108,7 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bytes(project, stage, qua
     assert not list(root.glob("*/"))  # nothing is left of it
 
 
+@pytest.mark.slow
 def test_dvc_goes_on_after_a_kill_and_a_person_can_interrupt(project, tmp_path):
     project.under_git(tmp_path / "remote")
     command = [sys.executable, "-m", "dvc", "repro", "sft"]

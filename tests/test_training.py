@@ -17,6 +17,7 @@ from stages.prompts import END_OF_TEXT, TEMPLATES
 from tests.conftest import ROOT
 
 PREFERENCE = [name for name, method in METHODS.items() if method.trainer != "sft"]
+OFTEN = ("dpo", "ipo", "kto", "cpo", "orpo", "dno")  # every kind of trainer, and of batch
 START_KNOWN = [name for name in PREFERENCE if METHODS[name].start]
 
 
@@ -78,7 +79,7 @@ def test_the_pad_token_is_not_the_stop_token(inside):
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", END_OF_TEXT)
 
 
-@pytest.mark.parametrize("method", PREFERENCE)
+@pytest.mark.parametrize("method", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow) for name in PREFERENCE])
 def test_training_starts_at_the_known_loss_and_raises_its_margin(inside, method):
     params = read()
     trainer = dpo.build(params, method, Path("models/sft"))
@@ -241,7 +242,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(inside):
     assert torch.equal(*adapters)
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", [pytest.param("none", marks=pytest.mark.slow), "nf4"])
 def test_adapters_are_trained_in_fp32_from_exactly_what_was_saved(inside, quantization):
     """On a bfloat16 base, 4-bit or not; and nothing else of it, embeddings included, is cast to fp32."""
     params = changed(read(), "weights", quantization=quantization, dtype="bfloat16")
