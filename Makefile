@@ -20,5 +20,5 @@ lint: .venv/ready
 
 .venv/ready: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch .venv/ready

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from stages import params
 from stages.params import Section
+from tests.conftest import Workspace
 
 ROOT = Path(__file__).parents[1]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -77,13 +78,20 @@ def test_metrics_folders_are_not_hidden_from_git():
     assert not {"metrics", "metrics/", "dvc.lock"} & set(ignored)
 
 
+@pytest.fixture(scope="module")
+def project(workspace, tmp_path_factory) -> Workspace:
+    """A copy, as whole stages run in it."""
+    return workspace.copy(tmp_path_factory.mktemp("contract") / "project")
+
+
 @pytest.mark.parametrize(
     ("name", "items"),
     [("fetch", ["instructions"]), ("base", [""]), ("format", ["preferences"]), ("sft", [""]), ("dpo", [""]), ("evaluate", ["sft"]),
      ("refine", ["ipo", "continued"])],
 )  # fmt: skip
-def test_every_declared_parameter_is_read(inside, monkeypatch, name, items):
+def test_every_declared_parameter_is_read(project, monkeypatch, name, items):
     """The other half, that none is read undeclared, is enforced while a stage runs: see params.only."""
+    monkeypatch.chdir(project.path)
     read = set()
 
     def record(self, attribute):

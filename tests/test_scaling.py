@@ -30,7 +30,8 @@ def curve(project: Workspace, name: str) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file, delimiter="\t")]
 
 
-@pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.slow), "dpo"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_two_processes_give_the_losses_of_one(project, stage):
     project.run("python", "-m", f"stages.{stage}")
     alone = curve(project, stage)

@@ -242,7 +242,8 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(inside):
     assert torch.equal(*adapters)
 
 
-@pytest.mark.parametrize("quantization", [pytest.param("none", marks=pytest.mark.slow), "nf4"])
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_adapters_are_trained_in_fp32_from_exactly_what_was_saved(inside, quantization):
     """On a bfloat16 base, 4-bit or not; and nothing else of it, embeddings included, is cast to fp32."""
     params = changed(read(), "weights", quantization=quantization, dtype="bfloat16")
