@@ -236,10 +236,12 @@ def test_an_export_tells_what_it_is_and_nothing_of_the_machine(export_of_sft, wo
 def test_what_cannot_be_exported_is_refused_in_one_line(inside):
     settings = params.read()
     with pytest.raises(Problem, match=r"models/none is no trained checkpoint; there is models/sft"):
-        export.check(Path("models/none"), settings)
+        export.check(Path("models/none"), Path("exports/none"), settings)
     other = settings.model_copy(update={"prompt": settings.prompt.model_copy(update={"template": "arabic"})})
     with pytest.raises(Problem, match=r"models/sft was trained with the chatml template as it was then, but params.yaml says"):
-        export.check(Path("models/sft"), other)
+        export.check(Path("models/sft"), Path("exports/sft"), other)
+    with pytest.raises(Problem, match="--out models holds something else than an export"):
+        export.check(Path("models/sft"), Path("models"), settings)
 
 
 def test_a_merge_that_answers_differently_is_not_written(inside, tmp_path):

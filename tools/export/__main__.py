@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> None:
-    check(checkpoint, params)
+    check(checkpoint, out, params)
     from stages import hub, modeling
     from tools.export import card, checks, gguf_file, merge, templates
 
@@ -71,12 +71,14 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
                 templates.modelfile(template, params.prompt.system, file, min(context, 4096)), encoding="utf-8"
             )
             serving += templates.OLLAMA
-        (folder / "README.md").write_text(card.card(checkpoint, params, checked, serving % {"name": out.name}), encoding="utf-8")
+        (folder / "README.md").write_text(card.card(checkpoint, checked, serving % {"name": out.name}), encoding="utf-8")
     report(out, checked)
 
 
-def check(checkpoint: Path, params: Params) -> None:
-    """Raise Problem where there is nothing to export, or where it was trained with another template than it would be exported with."""
+def check(checkpoint: Path, out: Path, params: Params) -> None:
+    """Raise Problem where there is nothing to export, where it was trained with another template than it would be exported with, or
+    where a folder would be replaced that is no export.
+    """
     from stages import modeling
 
     there = [Path("models", name) for name in modeling.trained()]
@@ -84,6 +86,8 @@ def check(checkpoint: Path, params: Params) -> None:
         names = ", ".join(path.as_posix() for path in there) or "none"
         raise Problem(f"{checkpoint} is no trained checkpoint; there is {names}: run `dvc repro`, or `dvc pull` where it has run")
     modeling.check_template(checkpoint, params.prompt)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / "chat_template.jinja").exists():
+        raise Problem(f"--out {out} holds something else than an export, which would be lost: give a folder that does not exist")
 
 
 def held_out() -> list[str]:

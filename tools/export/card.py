@@ -10,12 +10,11 @@ from ruamel.yaml import YAML
 
 from stages import hub, modeling
 from stages.files import read_json
-from stages.params import Params
 
 HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")  # others are `other` with a name
 
 
-def card(checkpoint: Path, params: Params, checked: dict, serving: str) -> str:
+def card(checkpoint: Path, checked: dict, serving: str) -> str:
     """`checked`: what tools/export/checks.py found; `serving`: commands to run the model."""
     provenance, base = read_json(checkpoint / "provenance.json"), read_json(hub.MANIFEST)
     tables = evaluated(checkpoint)
@@ -23,7 +22,7 @@ def card(checkpoint: Path, params: Params, checked: dict, serving: str) -> str:
     parts = [
         f"---\n{metadata(checkpoint, base, sources, tables)}\n---\n",
         f"# {title(checkpoint, base)}\n",
-        summary(provenance, base),
+        summary(checkpoint, provenance, base),
         f"## Use\n\n{serving}",
         f"## Licences\n\n{licences(base, sources)}",
         f"## Evaluation\n\n{evaluation(checkpoint, tables)}",
@@ -97,11 +96,11 @@ def metadata(checkpoint: Path, base: dict, sources: list[dict], tables: dict) ->
 # --- in words --------------------------------------------------------------------------------------------------------------
 
 
-def summary(provenance: dict, base: dict) -> str:
+def summary(checkpoint: Path, provenance: dict, base: dict) -> str:
     steps = ["supervised fine-tuning"]
     if provenance["chain"]:
         steps.append("preference training")
-    weights = "whole model" if provenance["params"]["models"][base["model"]].get("sft", {}).get("lora", True) is None else "LoRA, merged"
+    weights = "LoRA, merged" if (checkpoint / "adapter_config.json").exists() else "the whole model"
     how = f"`{provenance.get('method') or provenance['params'].get('method')}`" if provenance["chain"] else ""
     return f"{base_name(base)} for Arabic: {' and '.join(steps)}{f' ({how})' if how else ''} ({weights}).\n"
 
