@@ -4,20 +4,22 @@ import json
 
 from stages.prompts import Template
 
-ROLES = ("system", "user", "assistant")
+
+def turns(template: Template) -> list[tuple[str, str, str]]:
+    """Each role, what stands before its content, and what after it."""
+    ends = {"assistant": f"{template.stop}\n"}
+    return [(role, getattr(template, role), ends.get(role, template.turn_end)) for role in ("system", "user", "assistant")]
 
 
 def jinja(template: Template, system: str) -> str:
     """A chat template for transformers, vLLM, SGLang and llama.cpp. `system` is used where the messages bring no system turn."""
-    turn = "{{- %s + message['content'] + %s -}}"
-    ends = {"assistant": f"{template.stop}\n"}
     default = (
         f"{{%- if messages[0]['role'] != 'system' -%}}{{{{- {quoted(template.system + system + template.turn_end)} -}}}}{{%- endif -%}}"
     )
     branches = [
         f"{{%- {'if' if role == 'system' else 'elif'} message['role'] == '{role}' -%}}"
-        + turn % (quoted(getattr(template, role)), quoted(ends.get(role, template.turn_end)))
-        for role in ROLES
+        f"{{{{- {quoted(before)} + message['content'] + {quoted(after)} -}}}}"
+        for role, before, after in turns(template)
     ]
     return (
         (default if system else "")
@@ -30,11 +32,10 @@ def jinja(template: Template, system: str) -> str:
 
 def modelfile(template: Template, system: str, weights: str, context: int) -> str:
     """For `ollama create`, which fills in a template of Go's text/template. https://docs.ollama.com/modelfile"""
-    ends = {"assistant": f"{template.stop}\n"}
     branches = [
         f'{{{{- {"if" if role == "system" else "else if"} eq .Role "{role}" -}}}}'
-        f"{{{{- {quoted(getattr(template, role))} }}}}{{{{ .Content }}}}{{{{ {quoted(ends.get(role, template.turn_end))} -}}}}"
-        for role in ROLES
+        f"{{{{- {quoted(before)} }}}}{{{{ .Content }}}}{{{{ {quoted(after)} -}}}}"
+        for role, before, after in turns(template)
     ]
     go = "{{- range .Messages -}}" + "".join(branches) + "{{- end -}}{{- end -}}" + f"{{{{- {quoted(template.assistant)} -}}}}"
     lines = [f"FROM ./{weights}", f'TEMPLATE """{go}"""', *(f'PARAMETER stop "{stop}"' for stop in template.stops)]
