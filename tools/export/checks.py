@@ -9,9 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from stages import generation
 from stages.params import Problem
 
-LIMIT = (
-    0.01  # nats per token: rounding to bfloat16 stays below, a merge into another base than the adapter's does not (tests/test_export.py)
-)
+# Nats per token: rounding to bfloat16 stays below, a merge into another base than the adapter's does not (tests/test_export.py).
+LIMIT = 0.01
 GGUF_LIMIT = 1.0  # nats: wide, as 4 bits round much more; it is to catch a file that is read as another model
 
 
