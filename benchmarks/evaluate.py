@@ -8,7 +8,7 @@ Two kinds of items, both of four choices:
     texts    a prompt of 100 to 200 tokens and whole answers of 10 to 25
 Two ways to score them:
     lm-eval  HFLM.loglikelihood on the loaded model
-    ours     stages/scoring.py
+    ours     stages/model/scoring.py
 The base is a Qwen3 with random weights (speed does not depend on their values), and for all sizes but `tiny` Qwen's vocabulary of
 151,936. Batches hold the same number of tokens: ours `--tokens`, padding included; lm-eval's batch size is that number over the mean
 length of its rows. Every way runs in a process of its own, so that peak memory is its own. What counts is the scoring, from texts
@@ -32,8 +32,8 @@ import numpy as np
 
 from benchmarks import train
 from benchmarks.train import BASE, LONGEST, Texts, alone, configure, make_model
-from stages.files import write_json
-from stages.params import quiet
+from stages.settings.files import write_json
+from stages.settings.stage import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ MEDIAN, P95 = 100, 250  # tokens of a prompt that asks for a letter
 SUBJECTS = 40
 LETTERS = "أبجد"  # each one token of nano's, with the blank in front of it
 ITEMS = "items.json"
-MODULES = ["lm_eval.models.huggingface", "stages.scoring"]  # imported once for all processes
+MODULES = ["lm_eval.models.huggingface", "stages.model.scoring"]  # imported once for all processes
 
 
 def main() -> None:
@@ -132,7 +132,7 @@ def by_harness(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", q
 
 
 def by_ours(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", questions: list["Question"], tokens: int) -> list[float]:
-    from stages import scoring
+    from stages.model import scoring
 
     return [one.logp for own in scoring.choices(model, tokenizer, questions, "", tokens=tokens) for one in own]
 
@@ -142,7 +142,7 @@ WAYS: dict[str, "Scorer"] = {"lm-eval": by_harness, "ours": by_ours}
 
 def lengths(way: str, tokenizer: "PreTrainedTokenizerBase", questions: list["Question"], tokens: int) -> list[int]:
     """Tokens of every row that the model reads. lm-eval reads once what requests share that differ in their last token alone."""
-    from stages import scoring
+    from stages.model import scoring
 
     pairs = [scoring.parted(prompt, choice) for prompt, own in questions for choice in own]
     sequences = scoring.encode(tokenizer, pairs, LONGEST)
@@ -159,7 +159,7 @@ def run(kind: str, way: str, tokens: int) -> dict:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from stages.progress import peak_memory
+    from stages.model.device import peak_memory
 
     questions, tokenizer = json.loads(Path(ITEMS).read_text(encoding="utf-8"))[kind], AutoTokenizer.from_pretrained(BASE)
     model = AutoModelForCausalLM.from_pretrained(BASE, dtype="auto", device_map="cuda" if torch.cuda.is_available() else None).eval()

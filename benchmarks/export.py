@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 
 from benchmarks.train import alone
-from stages.files import write_json
-from stages.params import Weights, quiet
+from stages.settings.files import write_json
+from stages.settings.params import Weights
+from stages.settings.stage import quiet
 
 SIZES = {
     "tiny": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},

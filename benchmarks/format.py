@@ -25,7 +25,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from stages import arabic, catalog, duplicates, fetch, shingles
+from stages import fetch
+from stages.gate import duplicates
+from stages.sources import catalog
+from stages.text import arabic, shingles
 
 ROOT = Path(__file__).parents[1]
 LETTERS = "ابتثجحخدذرزسشصضطظعغفقكلمنهوي"

@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
-from stages.files import read_json
-from stages.methods import METHODS
+from stages.settings.files import read_json
+from stages.settings.methods import METHODS
 
 PREFERENCE = [name for name, method in METHODS.items() if method.trainer != "sft"]
 COLUMNS = {

@@ -1,5 +1,5 @@
 """Imported first by the fork server of the benchmarks, which imports the libraries before any of our code runs."""
 
-from stages.params import quiet
+from stages.settings.stage import quiet
 
 quiet()

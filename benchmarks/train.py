@@ -41,8 +41,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.files import write_json
-from stages.params import Params, quiet, read
+from stages.settings.files import write_json
+from stages.settings.params import Params
+from stages.settings.reader import read
+from stages.settings.stage import quiet
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,7 +65,7 @@ MEDIAN, P95, LONGEST = 90, 500, 1024  # tokens of a row
 HELD_OUT = 24  # rows
 RATE, PREFERENCE_RATE = 2e-3, 1e-4  # random weights learn nothing at the rates of real ones
 BASE, FORMATTED = "models/random", Path("data/formatted")
-MODULES = ["trl.trainer.sft_trainer", "stages.trainers", "stages.training"]  # imported once for all processes
+MODULES = ["trl.trainer.sft_trainer", "stages.preference.trainers", "stages.training.run"]  # imported once for all processes
 
 
 def main() -> None:
@@ -129,7 +131,7 @@ def prepare(size: str, rows: int, pairs: int) -> dict:
     import torch
 
     from stages import base
-    from stages.prompts import TEMPLATES
+    from stages.text.prompts import TEMPLATES
 
     for part in ("stages", "dvc.yaml"):
         Path(part).symlink_to(ROOT / part)
@@ -186,7 +188,7 @@ class Texts:
     def __init__(self, template):
         from transformers import AutoTokenizer
 
-        from stages import skills
+        from stages.builtin import skills
 
         self.template, self.rng = template, np.random.default_rng(1)
         self.tokenizer = AutoTokenizer.from_pretrained(BASE)
@@ -240,7 +242,8 @@ def guide_sft(params: Params) -> "Trainer":
     from datasets import Dataset
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
-    from stages import modeling, sft
+    from stages import sft
+    from stages.model import modeling
 
     tokenizer, model = modeling.load_tokenizer(params.prompt), sft.start(params)
     texts = [row["prompt"] + row["completion"] for row in load("instructions", "prompt", "completion")]
@@ -254,7 +257,8 @@ def guide_sft(params: Params) -> "Trainer":
 def trl_sft(params: Params) -> "Trainer":
     from trl import SFTConfig, SFTTrainer
 
-    from stages import modeling, sft
+    from stages import sft
+    from stages.model import modeling
 
     rows = load("instructions", "prompt", "completion")
     return SFTTrainer(
@@ -265,14 +269,16 @@ def trl_sft(params: Params) -> "Trainer":
 
 def our_sft(params: Params) -> "Trainer":
     from stages import sft
+    from stages.training import supervised
 
-    return sft.build(params, sft.start(params), sft.DATA, params.sft.epochs, params.chosen_model.sft.learning_rate)
+    return supervised.build(params, sft.start(params), sft.DATA, params.sft.epochs, params.chosen_model.sft.learning_rate)
 
 
 def trl_dpo(params: Params) -> "Trainer":
     from trl import DPOConfig, DPOTrainer
 
-    from stages import dpo, modeling
+    from stages import dpo
+    from stages.model import modeling
 
     model = modeling.load_checkpoint(params.chosen_model.weights, dpo.PARENT, trainable=True)
     # Its log would tell the mean of ten steps.
@@ -283,15 +289,17 @@ def trl_dpo(params: Params) -> "Trainer":
 
 def our_dpo(params: Params) -> "Trainer":
     from stages import dpo
+    from stages.preference import trainers
 
-    return dpo.build(params, "dpo", dpo.PARENT)
+    return trainers.build(params, "dpo", dpo.PARENT)
 
 
 def our_second(params: Params) -> "Trainer":
     """A method whose loss starts at ln 2 too."""
     from stages import dpo
+    from stages.preference import trainers
 
-    return dpo.build(params, "robust", dpo.PARENT)
+    return trainers.build(params, "robust", dpo.PARENT)
 
 
 SFT = {"guide": guide_sft, "trl": trl_sft, "ours": our_sft}
@@ -302,7 +310,7 @@ def shared(params: Params, learning_rate: float) -> dict:
     """Arguments that are no defaults: one pass, the rate, the device and its precision."""
     import torch
 
-    from stages import modeling
+    from stages.model import modeling
 
     dtype = modeling.compute_dtype(params.chosen_model.weights)
     return {
@@ -312,7 +320,7 @@ def shared(params: Params, learning_rate: float) -> dict:
 
 
 def load(role: str, *columns: str) -> "Dataset":
-    from stages import training
+    from stages.training import run as training
 
     return training.load_rows(FORMATTED / role / "train.parquet", columns)
 
@@ -322,7 +330,7 @@ def load(role: str, *columns: str) -> "Dataset":
 
 def run(stage: str, variant: str) -> dict:
     """Train a variant from the loading of its model to its saved adapter, and say what it took."""
-    from stages.progress import peak_memory
+    from stages.model.device import peak_memory
 
     params = read()
     asked, cpu, start = count_references(), time.process_time(), time.perf_counter()
@@ -340,12 +348,15 @@ def run(stage: str, variant: str) -> dict:
 
 def finish(trainer: "Trainer", stage: str, variant: str, params: Params) -> None:
     """Train and save: ours as the pipeline does it, with its checkpoints; the others as a script would."""
-    from stages import dpo, modeling, sft, training
+    from stages import dpo, sft
+    from stages.model import modeling
+    from stages.preference import rows
+    from stages.training import run as training
 
     folder = saved(stage, variant)
     if variant.startswith("ours"):
-        data, parent = (sft.DATA, None) if stage == "sft" else (dpo.DATA, dpo.PARENT)
-        training.run(trainer, folder.name, params, modeling.provenance(params, data, parent) | {"variant": variant})
+        data, parent = (sft.DATA, None) if stage == "sft" else (rows.DATA, dpo.PARENT)
+        training.train(trainer, folder.name, params, modeling.provenance(params, data, parent) | {"variant": variant})
     else:
         trainer.train()
         trainer.save_model(str(folder))
@@ -371,7 +382,7 @@ def count_tokens(trainer: "Trainer") -> dict:
 
 def count_references() -> list[int]:
     """Lists, from now on, how many answers our reference asks the model for."""
-    from stages import reference
+    from stages.preference import reference
 
     asked, scored = [], reference.scored
 
@@ -418,7 +429,7 @@ def answer_scores(adapter: Path | None, data: str, answer: str) -> list[tuple[fl
     from pyarrow import parquet
     from torch.nn.functional import cross_entropy
 
-    from stages import modeling
+    from stages.model import modeling
 
     params, scores = read(), []
     tokenizer, model = modeling.load_tokenizer(params.prompt), modeling.load_base(params.chosen_model.weights)

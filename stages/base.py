@@ -6,9 +6,12 @@ The manifest is what DVC tracks; the weights stay where they are, so 15 GB are n
 from fnmatch import fnmatch
 from pathlib import Path
 
-from stages import hub
-from stages.files import read_json, write_json
-from stages.params import Problem, Weights, stage
+from stages.settings import manifest
+from stages.settings.errors import Problem
+from stages.settings.files import read_json, sha256, write_json
+from stages.settings.params import Weights
+from stages.settings.stage import stage
+from stages.sources import hub
 
 NEEDED = ("*.safetensors", "*.json", "*.txt")  # no pickled weights, ever
 SPARE = ("consolidated*", "provenance.json")  # a second copy of the weights in another layout; where nano comes from
@@ -20,8 +23,8 @@ def main() -> None:
         key = f"models.{params.model}.weights"
         folder, names, source = locate(key, params.chosen_model.weights)
         check(key, folder, names)
-        files = {name: {"size": (folder / name).stat().st_size, "sha256": hub.sha256(folder / name)} for name in names}
-        write_json(hub.MANIFEST, {"model": params.model, **source, "files": files})
+        files = {name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
+        write_json(manifest.MANIFEST, {"model": params.model, **source, "files": files})
         print(f"base: {params.model}, {len(files)} files, {sum(f['size'] for f in files.values()) / 1e6:,.1f} MB")
         if "repo" in source:
             print(f"      {source['repo']} at {source['commit'][:12]}, {hub.licence_note(source['licence'])}")

@@ -3,157 +3,22 @@
 The reference of every method that has one is the policy this stage starts from.
 """
 
-import os
-import random
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from stages.methods import METHODS
-from stages.params import Method, Params, Problem, stage
+from stages.settings.stage import stage
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from stages.trainers import PairTrainer, ReferenceFreeTrainer, SingleTrainer
-
-DATA = Path("data/formatted/preferences/train.parquet")
 PARENT = Path("models/sft")
-WINDOW = 50  # batches within which rows are sorted by length
-BALANCE = (1, 4 / 3)  # of good to bad answers, each kind times its weight, as KTO's authors advise (arXiv 2402.01306, eq. 8)
 
 
 def main() -> None:
     with stage("dpo") as params:
-        from stages import modeling, training
+        from stages.model.modeling import provenance
+        from stages.preference import rows, trainers
+        from stages.training.run import explained, train
 
-        with training.explained("dpo"):
-            trainer = build(params, params.method, PARENT)
-            training.run(trainer, "dpo", params, modeling.provenance(params, DATA, PARENT) | {"method": params.method})
-
-
-def build(params: Params, method: str, parent: Path, beta_factor: float = 1.0) -> "PairTrainer | SingleTrainer | ReferenceFreeTrainer":
-    """The trainer of a method, its policy loaded from `parent`."""
-    from trl import DPOConfig, KTOConfig
-
-    from stages import modeling, training
-    from stages.trainers import PairTrainer, ReferenceFreeTrainer, SingleTrainer
-
-    kind, own = METHODS[method], params.methods[method]
-    weights, settings = params.chosen_model.weights, params.chosen_model.preference
-    arguments = training.arguments(params, settings, params.preference, own.epochs, settings.learning_rate * own.learning_rate_factor)
-    arguments |= {
-        "beta": own.beta * beta_factor,
-        "precompute_ref_log_probs": True,  # by reference.py
-        "train_sampling_strategy": "sequential",
-    }
-    step = settings.batch_size * settings.accumulation
-    rows = shuffled(training.load_rows(DATA, ["prompt", "chosen", "rejected", "tokens"]), params.seed)
-    rows = same_for_all(rows, step)
-    rows = pairs(rows, method, step) if kind.paired else answers(rows, method, own)
-    rows = by_length(whole_steps(rows, step), settings.batch_size, params.seed)
-    model = modeling.load_checkpoint(weights, parent, trainable=True)
-    common = {"model": model, "processing_class": modeling.load_tokenizer(params.prompt)}
-    with modeling.trained_in_fp32(model):
-        if kind.trainer == "kto":
-            balance = {"desirable_weight": own.desirable_weight, "undesirable_weight": own.undesirable_weight}
-            trainer = SingleTrainer(args=KTOConfig(**arguments, **balance), train_dataset=rows, **common)
-        elif kind.has_reference:
-            losses = {"loss_type": [kind.loss]}
-            if own.sft_weight is not None:
-                losses = {"loss_type": [kind.loss, "sft"], "loss_weights": [1.0, own.sft_weight]}
-            config = DPOConfig(**arguments, **losses, label_smoothing=own.label_smoothing or 0.0)
-            trainer = PairTrainer(args=config, train_dataset=rows, **common)
-        else:
-            extra = {"loss": kind.loss, "sft_weight": own.sft_weight, "simpo_gamma": own.simpo_gamma}
-            trainer = ReferenceFreeTrainer(args=DPOConfig(**arguments), train_dataset=rows, **common, **extra)
-    if kind.has_reference:
-        trainer.add_reference(modeling.policy_identity(weights, parent))
-    return trainer
-
-
-def shuffled(rows: "Dataset", seed: int) -> "Dataset":
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
-    return rows.select(order)
-
-
-def same_for_all(rows: "Dataset", step: int) -> "Dataset":
-    """Of rows that are all pairs those that fill steps, also for a method that splits them: so all methods share their reference."""
-    paired = all(all(both) for both in zip(rows["chosen"], rows["rejected"]))
-    return rows.select(range(len(rows) // step * step)) if paired and len(rows) >= step else rows
-
-
-def pairs(rows: "Dataset", method: str, step: int) -> "Dataset":
-    """Those with two answers. Single votes, which have one, are left out and counted."""
-    found = [i for i, both in enumerate(zip(rows["chosen"], rows["rejected"])) if all(both)]
-    if singles := len(rows) - len(found):
-        said = f"{method} learns from pairs alone, and {singles:,} of {len(rows):,} preferences are single votes"
-        if len(found) < step:
-            raise Problem(f"{said}: {len(found)} pairs do not fill a step of {step}; add pairs, or learn from both: -S method=kto")
-        note(f"{said}: they are left out")
-    return rows.select(found)
-
-
-def answers(rows: "Dataset", method: str, own: Method) -> "Dataset":
-    """Every answer with its label, good or bad: two of a pair, one of a single vote."""
-    from datasets import Dataset
-
-    found = [
-        {"prompt": row["prompt"], "completion": row[answer], "label": answer == "chosen", "tokens": row["tokens"]}
-        for row in rows
-        for answer in ("chosen", "rejected")
-        if row[answer]
-    ]
-    good = sum(row["label"] for row in found)
-    check_balance(good, len(found) - good, method, own)
-    return Dataset.from_list(found)
-
-
-def check_balance(good: int, bad: int, method: str, own: Method) -> None:
-    """Say which weight would balance good and bad answers, where they are not. Raises Problem where there is but one kind."""
-    if not good or not bad:
-        raise Problem(f"data.preferences gives {good:,} good and {bad:,} bad answers, and {method} learns from both kinds: add the other")
-    ratio, (least, most) = own.desirable_weight * good / (own.undesirable_weight * bad), BALANCE
-    if not least <= round(ratio, 1) <= round(most, 1):
-        name = "desirable_weight" if ratio < least else "undesirable_weight"
-        bounds = (least / ratio, most / ratio) if ratio < least else (ratio / most, ratio / least)
-        low, high = (getattr(own, name) * bound for bound in bounds)
-        note(f"{good:,} good and {bad:,} bad answers: methods.{method}.{name} from {low:.2f} to {high:.2f} would balance them")
-
-
-def note(text: str) -> None:
-    """Print a line, in one process."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"note: {text}", flush=True)
-
-
-def whole_steps(rows: "Dataset", size: int) -> "Dataset":
-    """The first rows, as many as fill steps of `size`; a rest is left out."""
-    if len(rows) < size:
-        raise Problem(
-            f"data.preferences gives {len(rows)} rows to train on, fewer than one step of {size} (batch_size x accumulation): add rows, "
-            "or lower accumulation"
-        )
-    return rows.select(range(len(rows) // size * size))
-
-
-def by_length(rows: "Dataset", batch_size: int, seed: int) -> "Dataset":
-    """Shuffle rows into batches of similar length (little padding), the batch of the longest first: it shows at once whether
-    memory is enough.
-
-    Shuffled, so that a KTO step holds both labels, which TRL's own unpairing leaves in blocks; in this order, because KTO's
-    mismatched pairs are made of neighbours.
-    """
-    rng, lengths = random.Random(seed), rows["tokens"]
-    order = list(range(len(rows)))
-    rng.shuffle(order)
-    size = batch_size * WINDOW
-    windows = [sorted(order[start : start + size], key=lambda i: -lengths[i]) for start in range(0, len(order), size)]
-    batches = [window[start : start + batch_size] for window in windows for start in range(0, len(window), batch_size)]
-    rng.shuffle(batches)
-    longest = max(range(len(batches)), key=lambda place: lengths[batches[place][0]])
-    batches.insert(0, batches.pop(longest))
-    return rows.select([i for batch in batches for i in batch])
+        with explained("dpo"):
+            trainer = trainers.build(params, params.method, PARENT)
+            train(trainer, "dpo", params, provenance(params, rows.DATA, PARENT) | {"method": params.method})
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from stages import leaks
-from stages.files import read_json, replace_file, write_json
-from stages.params import LOWER_IS_BETTER, Params, Problem, stage
-from stages.prompts import TEMPLATES
+from stages.settings.errors import Problem
+from stages.settings.files import read_json, replace_file, write_json
+from stages.settings.params import LOWER_IS_BETTER, Params
+from stages.settings.stage import stage
+from stages.text.prompts import TEMPLATES
 
 FORMATTED, REPORTS, SOURCES = Path("data/formatted"), Path("data/reports"), Path("data/raw/benchmarks/sources.json")
 PARENT = {"dpo": Path("models/sft")}  # what a checkpoint's training started from; the base model where nothing else is said
@@ -22,7 +23,7 @@ PARENT = {"dpo": Path("models/sft")}  # what a checkpoint's training started fro
 def main(checkpoint: str) -> None:
     refined = checkpoint.startswith("refine-")
     with stage("evaluate_refined" if refined else "evaluate", checkpoint) as params:
-        from stages import benchmarks, candidate, figures, heldout, scores
+        from stages.evaluation import benchmarks, candidate, heldout, scores, tables
 
         # 1. the checkpoint, and what its training started from
         parent = Path("models/dpo") if refined else PARENT.get(checkpoint)
@@ -35,7 +36,7 @@ def main(checkpoint: str) -> None:
         chosen, rejected = (model.score([(pair["prompt"], pair[kind]) for pair in pairs], kind) for kind in ("chosen", "rejected"))
         rows = list(map(benchmarks.complete, rows + heldout.preferences(pairs, chosen, rejected)))
         trained_on = ["instructions", "preferences", *(["continued"] if refined else [])]
-        leaked = leaks.kept(REPORTS / f"{role}.parquet" for role in trained_on)
+        leaked = scores.leaked_items(REPORTS / f"{role}.parquet" for role in trained_on)
         for row in rows:
             row["leaked"] = (row.get("source"), row["id"]) in leaked
 
@@ -57,7 +58,7 @@ def main(checkpoint: str) -> None:
         with replace_file(Path(f"data/predictions/{checkpoint}.parquet")) as temporary:
             parquet.write_table(pa.Table.from_pylist(rows, benchmarks.SCHEMA), temporary)
         asked = [protocol(params, name, benchmarks.wording(name, params.evaluate)) for name in names]
-        figures.write(checkpoint, asked, rows, entries, shares(facts))
+        tables.write(checkpoint, asked, rows, entries, shares(facts))
         write_json(Path(f"metrics/{checkpoint}.json"), metrics)
         gate(checkpoint, params, metrics)
         print(f"evaluate: {checkpoint}: " + ", ".join(f"{name} {metrics[name]:.3f}" for name in list(metrics)[:3]))

@@ -17,10 +17,13 @@ import pyarrow as pa
 from pyarrow import parquet
 from tqdm import tqdm
 
-from stages import hub, skills, tables
-from stages.catalog import ADAPTERS, SCHEMAS, Adapter, Fault, Row, by_columns
-from stages.files import replace_folder, write_json
-from stages.params import ROLES, Own, Problem, Rows, Source, role_argument, stage
+from stages.builtin import skills
+from stages.settings.errors import Problem
+from stages.settings.files import replace_folder, write_json
+from stages.settings.params import ROLES, Own, Rows, Source
+from stages.settings.stage import role_argument, stage
+from stages.sources import hub, tables
+from stages.sources.catalog import ADAPTERS, SCHEMAS, Adapter, Fault, Row, by_columns
 
 WATCHED = (Path("data/own"), Path("data/feedback"))  # by DVC
 GROUP = 10_000  # rows a row group: what a later stage holds in memory at a time

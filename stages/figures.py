@@ -1,25 +1,19 @@
-"""What the plots show: the tables of one checkpoint → metrics/tables/<checkpoint>.json, side by side → metrics/plots/<figure>.tsv.
+"""What the plots show: the tables of all checkpoints, side by side → metrics/plots/<figure>.tsv.
 
-python -m stages.figures
-
-`write` is called where a checkpoint is evaluated; the command joins what the configured checkpoints have written, so that
-`dvc plots show` (templates in .dvc/plots) compares them. A choice or answer counts where the item is asked in its published
-order (rotation 0) and has no fault. The tables are lists, which `dvc metrics diff` passes over, in files that git holds: the
-command depends on their folder, which a clone has whole before anything is pulled.
+`dvc plots show` (templates in .dvc/plots) compares them. The stage depends on the folder of tables, which git holds: a clone has
+it whole before anything is pulled.
 """
 
 import csv
-import json
-from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
-from statistics import fmean
-from string import ascii_uppercase
 
-from stages.files import read_json, replace_file, replace_folder
-from stages.params import Problem, stage
+from stages.evaluation.tables import TABLES
+from stages.settings.errors import Problem
+from stages.settings.files import read_json, replace_folder
+from stages.settings.stage import stage
 
-TABLES, PLOTS = Path("metrics/tables"), Path("metrics/plots")
+PLOTS = Path("metrics/plots")
 COLUMNS = {
     "scores": ["benchmark", "value", "ci_low", "ci_high", "n"],
     "slices": ["benchmark", "slice", "name", "value", "ci_low", "ci_high", "n"],
@@ -28,7 +22,6 @@ COLUMNS = {
     "lengths": ["benchmark", "tokens", "n", "stopped", "stop_rate"],
     "health": ["measure", "value"],
 }
-BINS = 10  # of confidence, equally wide: 0–0.1, 0.1–0.2, …
 
 
 def main() -> None:
@@ -40,75 +33,6 @@ def main() -> None:
         with replace_folder(PLOTS) as folder:
             for figure, rows in side_by_side(found).items():
                 write_tsv(folder / f"{figure}.tsv", ["checkpoint", *COLUMNS[figure]], rows)
-
-
-def write(checkpoint: str, protocol: list[dict], rows: list[dict], scores: list[dict], health: dict[str, float | None]) -> None:
-    """The tables of one checkpoint → metrics/tables/<checkpoint>.json, a line per row.
-
-    `protocol`: how each benchmark was asked. `rows`: its predictions. `scores`: dicts of benchmark, slice ("all", "subject", "group",
-    "level", "country", …), name, value, ci_low, ci_high, n. `health`: shares 0..1 by name; None where there is no answer to measure.
-    """
-    found = {figure: ",\n".join(map(_line, own)) for figure, own in ({"protocol": protocol} | tables(rows, scores, health)).items()}
-    text = ",\n".join(f'"{figure}": [\n{lines}\n]' for figure, lines in found.items())
-    with replace_file(TABLES / f"{checkpoint}.json") as temporary:
-        temporary.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
-
-
-def tables(rows: list[dict], scores: list[dict], health: dict[str, float | None]) -> dict[str, list[dict]]:
-    """Every figure's rows, with the columns of COLUMNS and more; shares are rounded to 4 digits. See `write` for the arguments."""
-    asked = [row for row in rows if row["rotation"] == 0 and row["fault"] is None]
-    return {
-        "scores": [row for row in scores if row["slice"] == "all"],
-        "slices": [row for row in scores if row["slice"] != "all"],
-        "confusion": _by_benchmark(asked, ("picked", "gold"), confusion),
-        "reliability": _by_benchmark(asked, ("picked", "gold", "confidence"), reliability),
-        "lengths": _by_benchmark(asked, ("tokens", "stopped"), lengths),
-        "health": [{"measure": name.replace("_", " "), "value": round(value, 4)} for name, value in health.items() if value is not None],
-    }
-
-
-def confusion(rows: list[dict]) -> list[dict]:
-    """How often the choice in each place was picked, for each place of the right one; `share` is of the items with that right place.
-
-    A model that only likes a letter fills one column, whatever the right answer.
-    """
-    counts = Counter((row["gold"], row["picked"]) for row in rows)
-    golds = Counter(row["gold"] for row in rows)
-    places = 1 + max(max(pair) for pair in counts)
-    pairs = [(gold, picked) for gold in sorted(golds) for picked in range(places)]
-    return [
-        {"gold": ascii_uppercase[gold], "picked": ascii_uppercase[picked], "n": counts[gold, picked],
-         "share": round(counts[gold, picked] / golds[gold], 4)}
-        for gold, picked in pairs
-    ]  # fmt: skip
-
-
-def reliability(rows: list[dict]) -> list[dict]:
-    """Mean confidence and accuracy in each bin of confidence, and the expected calibration error over them.
-
-    ECE = Σ n_b/n · |accuracy_b − confidence_b| (Guo et al. 2017, arXiv 1706.04599, equation 3); it stands in every row.
-    """
-    bins = defaultdict(list)
-    for row in rows:
-        bins[min(int(row["confidence"] * BINS), BINS - 1)].append((row["confidence"], row["picked"] == row["gold"]))
-    means = {place: [fmean(column) for column in zip(*pairs)] for place, pairs in sorted(bins.items())}
-    ece = sum(len(bins[place]) * abs(accuracy - confidence) for place, (confidence, accuracy) in means.items()) / len(rows)
-    return [
-        {"bin": place / BINS, "confidence": round(confidence, 4), "accuracy": round(accuracy, 4), "n": len(bins[place]),
-         "ece": round(ece, 4)}
-        for place, (confidence, accuracy) in means.items()
-    ]  # fmt: skip
-
-
-def lengths(rows: list[dict]) -> list[dict]:
-    """How many of the answers of each length stopped by themselves; lengths in tokens, up to 1, 2, 4, 8, … ."""
-    bins = defaultdict(list)
-    for row in rows:
-        bins[max(row["tokens"] - 1, 0).bit_length()].append(row["stopped"])
-    return [
-        {"tokens": _span(power), "n": len(stopped), "stopped": sum(stopped), "stop_rate": round(fmean(stopped), 4)}
-        for power, stopped in sorted(bins.items())
-    ]
 
 
 def side_by_side(found: dict[str, dict[str, list[dict]]]) -> dict[str, list[dict]]:
@@ -130,26 +54,8 @@ def write_tsv(path: Path, columns: list[str], rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def _by_benchmark(rows: list[dict], needed: tuple[str, ...], figure: Callable[[list[dict]], list[dict]]) -> list[dict]:
-    """The rows of a figure for each benchmark that has items with every one of the columns `needed`."""
-    groups = defaultdict(list)
-    for row in rows:
-        if all(row[column] is not None for column in needed):
-            groups[row["benchmark"]].append(row)
-    return [{"benchmark": benchmark, **row} for benchmark, own in groups.items() for row in figure(own)]
-
-
 def _name(row: dict) -> tuple[str, str, str]:
     return row["benchmark"], row["slice"], row["name"]
-
-
-def _span(power: int) -> str:
-    """The lengths that share a bin: 0–1, 2, 3–4, 5–8, 9–16, …"""
-    return {0: "0–1", 1: "2"}.get(power, f"{2 ** (power - 1) + 1}–{2**power}")
-
-
-def _line(row: dict) -> str:
-    return json.dumps(row, ensure_ascii=False)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,12 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 from tqdm import tqdm
 
-from stages import account, duplicates, hub, leaks, quality
-from stages.files import read_json, replace_file, replace_folder, write_json
-from stages.params import Format, Params, Problem, role_argument, stage
+from stages.gate import account, duplicates, leaks, quality
+from stages.settings import manifest
+from stages.settings.errors import Problem
+from stages.settings.files import read_json, replace_file, replace_folder, write_json
+from stages.settings.params import Format, Params
+from stages.settings.stage import role_argument, stage
 
 BENCHMARKS = Path("data/raw/benchmarks")
 MOST_WORKERS = 8  # each holds a tokenizer and a row group, about half a gigabyte
@@ -34,7 +37,7 @@ def main(role: str) -> None:
         batches = plan(raw, sources, folder)
         settings = quality.Settings(
             role, params.text, params.prompt, params.format,
-            str(hub.base_folder() / "tokenizer.json"), leaks.build(BENCHMARKS, params.format.leak_overlap),
+            str(manifest.base_folder() / "tokenizer.json"), leaks.build(BENCHMARKS, params.format.leak_overlap),
         )  # fmt: skip
         notes = allocate(folder, sum(batch.rows for batch in batches), params.format)
         examine_all(batches, settings, notes)

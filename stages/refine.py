@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages import dpo, sft
-from stages.params import Params, stage
+from stages.settings.params import Params
+from stages.settings.stage import stage
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -20,20 +20,27 @@ CONTINUED = Path("data/formatted/continued/train.parquet")
 
 def main(item: str) -> None:
     with stage("refine", item) as params:
-        from stages import modeling, training
+        from stages.model.modeling import provenance
+        from stages.preference import rows, trainers
+        from stages.training.run import explained, train
 
-        with training.explained(f"refine-{item}"):
-            data = CONTINUED if item == "continued" else dpo.DATA
-            trainer = continued(params) if item == "continued" else dpo.build(params, item, PARENT, params.refinement.beta_factor)
-            training.run(trainer, f"refine-{item}", params, modeling.provenance(params, data, PARENT) | {"method": item})
+        with explained(f"refine-{item}"):
+            if item == "continued":
+                data, trainer = CONTINUED, continued(params)
+            else:
+                data, trainer = rows.DATA, trainers.build(params, item, PARENT, params.refinement.beta_factor)
+            train(trainer, f"refine-{item}", params, provenance(params, data, PARENT) | {"method": item})
 
 
 def continued(params: Params) -> "SFTTrainer":
-    from stages import modeling
+    """Supervised training that goes on from models/dpo, at its own share of sft's rate."""
+    from stages.model import modeling
+    from stages.training import supervised
 
     own = params.methods["continued"]
     model = modeling.load_checkpoint(params.chosen_model.weights, PARENT, trainable=True)
-    return sft.build(params, model, CONTINUED, own.epochs, params.chosen_model.sft.learning_rate * own.learning_rate_factor)
+    rate = params.chosen_model.sft.learning_rate * own.learning_rate_factor
+    return supervised.build(params, model, CONTINUED, own.epochs, rate)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from stages.files import read_json, replace_file, write_json
-from stages.params import stage
+from stages.settings.files import read_json, replace_file, write_json
+from stages.settings.stage import stage
 
 FORMATTED, RAW, REPORTS = Path("data/formatted"), Path("data/raw"), Path("data/reports")
 ROLES = ("instructions", "preferences", "continued")

@@ -6,24 +6,26 @@ Only the answers are trained (and the stop token that ends each): prompt and com
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.params import Lora, Params, stage
+from stages.settings.params import Lora, Params
+from stages.settings.stage import stage
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-    from stages.supervised import AnswerTrainer
 
 DATA = Path("data/formatted/instructions/train.parquet")
 
 
 def main() -> None:
     with stage("sft") as params:
-        from stages import modeling, training
+        from stages.model.modeling import provenance
+        from stages.training import supervised
+        from stages.training.run import explained, train
 
-        with training.explained("sft"):
-            trainer = build(params, start(params), DATA, params.sft.epochs, params.chosen_model.sft.learning_rate)
-            training.run(trainer, "sft", params, modeling.provenance(params, DATA, parent=None))
+        with explained("sft"):
+            model, rate = start(params), params.chosen_model.sft.learning_rate
+            trainer = supervised.build(params, model, DATA, params.sft.epochs, rate)
+            train(trainer, "sft", params, provenance(params, DATA, parent=None))
 
 
 def start(params: Params) -> "PreTrainedModel | PeftModel":
@@ -31,7 +33,7 @@ def start(params: Params) -> "PreTrainedModel | PeftModel":
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
-    from stages import modeling
+    from stages.model import modeling
 
     model = modeling.load_base(params.chosen_model.weights)
     set_seed(params.seed)  # an adapter's first weights are random
@@ -45,26 +47,6 @@ def adapter(lora: Lora) -> dict:
         "r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules", "rslora": "use_rslora", "dora": "use_dora",
     }  # fmt: skip
     return {theirs: getattr(lora, ours) for ours, theirs in names.items()}
-
-
-def build(params: Params, model: "PreTrainedModel | PeftModel", data: Path, epochs: float, learning_rate: float) -> "AnswerTrainer":
-    """The trainer of a model on formatted rows. Packed documents do not see each other; unpacked ones are batched by length."""
-    from trl import SFTConfig
-
-    from stages import modeling, training
-    from stages.supervised import AnswerTrainer
-
-    tokenizer = modeling.load_tokenizer(params.prompt)
-    config = SFTConfig(
-        **training.arguments(params, params.chosen_model.sft, params.sft, epochs, learning_rate),
-        packing=params.sft.packing,
-        train_sampling_strategy="random" if params.sft.packing else "group_by_length",
-        eos_token=tokenizer.eos_token,
-        completion_only_loss=True,
-    )
-    rows = training.load_rows(data, ["prompt", "completion"])
-    with modeling.trained_in_fp32(model):
-        return AnswerTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from trl.kernels import chunked_logprob
 from trl.trainer import utils
 from trl.trainer.utils import add_fused_lm_head
 
-from stages.memory import Run, Shape
-from stages.params import Lora
+from stages.settings.memory import Run, Shape
+from stages.settings.params import Lora
 
 
 class Live(TorchDispatchMode):

@@ -9,9 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from stages import catalog, fetch, leaks, quality, tables
-from stages.catalog import ADAPTERS, Fault
-from stages.params import Own, Problem, Rows, Source, read
+from stages import fetch
+from stages.gate import leaks, quality
+from stages.settings.errors import Problem
+from stages.settings.params import Own, Rows, Source
+from stages.settings.reader import read
+from stages.sources import catalog, tables
+from stages.sources.catalog import ADAPTERS, Fault
 from tests.conftest import ROOT
 
 FUZZED_ROWS = int(os.environ.get("FUZZED_ROWS", 200))  # of each adapter

@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages import generation, modeling
-from stages.files import read_json, write_json
-from stages.params import Problem, read
-from stages.prompts import TEMPLATES
+from stages.model import generation, modeling
+from stages.settings.errors import Problem
+from stages.settings.files import read_json, write_json
+from stages.settings.reader import read
+from stages.text.prompts import TEMPLATES
 from tools.chat import __main__ as command
 from tools.chat import bidi, terminal
 from tools.chat.models import Models, Reply, chosen

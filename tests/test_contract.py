@@ -1,6 +1,5 @@
-"""dvc.yaml says the truth: every module, parameter and output of a stage is declared, and in the right cache mode."""
+"""dvc.yaml says the truth: every parameter and output of a stage is declared, and in the right cache mode (its code: test_house.py)."""
 
-import ast
 import importlib
 import shutil
 from pathlib import Path
@@ -9,35 +8,13 @@ import pytest
 from dvc.utils.hydra import apply_overrides
 from ruamel.yaml import YAML
 
-from stages import params
-from stages.params import Section
+from stages.settings import reader, stage
+from stages.settings.params import Section
 from tests.conftest import Workspace
 
 ROOT = Path(__file__).parents[1]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 ENTRIES = {name: entry.get("do", entry) for name, entry in STAGES.items()}
-# Not dependencies: they check and write, and cannot change a result. Their edits should not cost anyone an sft run.
-PLUMBING = {"stages/params.py", "stages/memory.py", "stages/files.py"}
-
-
-def imported(path: Path, seen: set[str]) -> set[str]:
-    """The modules of stages/ that a module imports, directly or not, without the plumbing and what only it imports."""
-    seen.add(path.relative_to(ROOT).as_posix())
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "stages":
-            names = [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
-            for name in names:
-                module = f"stages/{name}.py"
-                if module not in seen | PLUMBING:
-                    imported(ROOT / module, seen)
-    return seen
-
-
-@pytest.mark.parametrize("name", ENTRIES)
-def test_every_imported_module_is_a_dependency_and_no_other(name):
-    entry = ENTRIES[name]
-    module = entry["cmd"].split(" -m ")[1].split()[0].replace(".", "/") + ".py"
-    assert imported(ROOT / module, set()) == {path for path in entry["deps"] if path.startswith("stages/")}
 
 
 def test_small_results_are_in_git_and_large_ones_in_the_cache():
@@ -90,7 +67,7 @@ def project(workspace, tmp_path_factory) -> Workspace:
      ("refine", ["ipo", "continued"])],
 )  # fmt: skip
 def test_every_declared_parameter_is_read(project, monkeypatch, name, items):
-    """The other half, that none is read undeclared, is enforced while a stage runs: see params.only."""
+    """The other half, that none is read undeclared, is enforced while a stage runs: see stage.only."""
     monkeypatch.chdir(project.path)
     read = set()
 
@@ -98,8 +75,8 @@ def test_every_declared_parameter_is_read(project, monkeypatch, name, items):
         read.add((type(self), attribute))
         return object.__getattribute__(self, attribute)
 
-    whole = params.read()
-    declared = {key for item in items for key in params.declared_keys(name, whole, item)}
+    whole = reader.read()
+    declared = {key for item in items for key in stage.declared_keys(name, whole, item)}
     if name == "refine":
         importlib.import_module("stages.dpo").main()
     monkeypatch.setattr(Section, "__getattribute__", record)

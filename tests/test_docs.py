@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages import memory, modeling, params
+from stages.model import modeling
+from stages.settings import memory, params, reader
 from tests.conftest import ROOT, Workspace
 from tests.test_compare import binary, rows, write
 
@@ -176,7 +177,7 @@ def check_dvc(arguments: list[str], folder: Path) -> None:
     for sweep in get_hydra_sweeps({"params.yaml": overrides}) if overrides else []:
         shutil.copy(ROOT / "params.yaml", path)
         apply_overrides(path, sweep["params.yaml"])
-        params.read(path)
+        reader.read(path)
 
 
 @cache
@@ -233,7 +234,7 @@ def test_every_part_of_params_yaml_is_valid(page, tmp_path):
         if part.keys() & whole.keys():
             with (tmp_path / "params.yaml").open("w", encoding="utf-8") as file:
                 YAML().dump(merged(whole, part), file)
-            params.read(tmp_path / "params.yaml")
+            reader.read(tmp_path / "params.yaml")
 
 
 def test_every_key_that_is_named_exists():
@@ -244,7 +245,7 @@ def test_every_key_that_is_named_exists():
     unknown = defaultdict(list)
     for page in PAGES:
         for key in re.findall(r"`([a-z_]+(?:\.[\w-]+)+)(?:: [^`]+)?`", page.read_text(encoding="utf-8")):
-            if key.split(".")[0] in whole and not key.endswith(".py") and params.value_of(whole, key) is None:
+            if key.split(".")[0] in whole and not key.endswith(".py") and reader.value_of(whole, key) is None:
                 unknown[page.relative_to(ROOT)].append(key)
     assert not unknown
 
@@ -255,7 +256,7 @@ def test_the_memory_in_the_comparison_of_models_is_the_plans():
         for line in (ROOT / "docs/model-selection.md").read_text(encoding="utf-8").splitlines()
         if line.startswith("|")
     }
-    settings = params.read()
+    settings = reader.read()
     models = {name: settings.models[name].weights for name in ("qwen3-1_7b", "qwen2_5-3b", "qwen2_5-7b")}
     shapes = {name: memory.shape_of(weights) for name, weights in models.items()}
     for stage, method in (("sft", None), ("dpo", "dpo")):

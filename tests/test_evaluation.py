@@ -9,9 +9,11 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from stages import benchmarks, candidate, evaluate, heldout, leaks, scores
-from stages.params import Problem, read
-from stages.scoring import Score
+from stages import evaluate
+from stages.evaluation import benchmarks, candidate, heldout, scores
+from stages.model.scoring import Score
+from stages.settings.errors import Problem
+from stages.settings.reader import read
 from tests.conftest import Workspace
 
 
@@ -176,4 +178,4 @@ def test_a_requirement_of_something_unknown_is_refused_at_once(asked):
 def test_items_that_training_rows_hold_are_found_in_the_reports(tmp_path):
     kept = [{"reason": "leak_kept", "detail": "exam\texam:1"}, {"reason": "leak", "detail": "exam exam:2"}]
     parquet.write_table(pa.Table.from_pylist(kept), tmp_path / "instructions.parquet")
-    assert leaks.kept([tmp_path / "instructions.parquet"]) == {("exam", "exam:1")}
+    assert scores.leaked_items([tmp_path / "instructions.parquet"]) == {("exam", "exam:1")}

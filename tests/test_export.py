@@ -23,11 +23,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from stages import params
-from stages.files import read_json, write_json
-from stages.modeling import load_base
-from stages.params import Problem, Weights
-from stages.prompts import TEMPLATES
+from stages.model.modeling import load_base
+from stages.settings import reader
+from stages.settings.errors import Problem
+from stages.settings.files import read_json, write_json
+from stages.settings.params import Weights
+from stages.text.prompts import TEMPLATES
 from tests.conftest import ROOT
 from tests.fake_hub import send
 from tools.export import __main__ as export
@@ -234,7 +235,7 @@ def test_an_export_tells_what_it_is_and_nothing_of_the_machine(export_of_sft, wo
 
 
 def test_what_cannot_be_exported_is_refused_in_one_line(inside):
-    settings = params.read()
+    settings = reader.read()
     with pytest.raises(Problem, match=r"models/none is no trained checkpoint; there is models/sft"):
         export.check(Path("models/none"), Path("exports/none"), settings)
     other = settings.model_copy(update={"prompt": settings.prompt.model_copy(update={"template": "arabic"})})
@@ -245,7 +246,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(inside):
 
 
 def test_a_merge_that_answers_differently_is_not_written(inside, tmp_path):
-    settings = params.read()
+    settings = reader.read()
     model = load_base(settings.chosen_model.weights)
     tokenizer = AutoTokenizer.from_pretrained(NANO)
     expected = checks.record(model, tokenizer, export.held_out(), [2, 0], 8)  # the base's answers, not those of sft

@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from stages import dpo, evaluate, fetch, skills, training
+from stages import evaluate, fetch
 from stages import format as formatting
-from stages.files import read_json
-from stages.params import Problem, read
+from stages.builtin import skills
+from stages.preference import rows as rows_of
+from stages.preference import trainers
+from stages.settings.errors import Problem
+from stages.settings.files import read_json
+from stages.settings.reader import read
+from stages.training import run as training
 from tests.conftest import ROOT, Workspace
 
 VOTES = Path("data/feedback/preferences.jsonl")
@@ -62,7 +67,7 @@ def test_every_vote_is_used_or_counted(inside):
     assert report["sources"]["feedback"]["published"] == 86
     assert report["dropped"] == {"chosen_is_rejected": 1, "contradiction": 3, "duplicate": 1, "malformed": 1}
     assert report["rows"] == 86 + 40  # a tie, and "both bad", are two single votes
-    kept = [row for split in ("train", "validation") for row in parquet.read_table(f"{dpo.DATA.parent}/{split}.parquet").to_pylist()]
+    kept = [row for split in ("train", "validation") for row in parquet.read_table(f"{rows_of.DATA.parent}/{split}.parquet").to_pylist()]
     kinds = [(bool(row["chosen"]), bool(row["rejected"])) for row in kept]
     assert [kinds.count(kind) for kind in ((True, True), (True, False), (False, True))] == [40, 40, 40]
     assert {row["id"] for row in kept} >= {"feedback:0", "feedback:1", "feedback:2.1", "feedback:2.2"}
@@ -70,27 +75,27 @@ def test_every_vote_is_used_or_counted(inside):
 
 def test_kto_learns_from_pairs_and_single_votes(inside, capsys):
     params = changed(read(), learning_rate=2e-4)
-    trainer = dpo.build(params, "kto", SFT)
-    rows = parquet.read_table(dpo.DATA).to_pylist()
+    trainer = trainers.build(params, "kto", SFT)
+    rows = parquet.read_table(rows_of.DATA).to_pylist()
     answers = sum(bool(row[answer]) for row in rows for answer in ("chosen", "rejected"))
     assert len(trainer.train_dataset) == answers // 16 * 16
     assert {True, False} == set(trainer.train_dataset["label"])
     assert "note" not in capsys.readouterr().out
-    facts = training.run(trainer, "test-votes", params, {"test": "votes", "chain": []})
+    facts = training.train(trainer, "test-votes", params, {"test": "votes", "chain": []})
     assert facts["start_loss"] == pytest.approx(0.5, abs=1e-3)
     assert facts["final_margin"] > 0
 
 
 def test_methods_of_pairs_leave_single_votes_out_and_say_so(inside, capsys):
-    params, rows = read(), parquet.read_table(dpo.DATA).to_pylist()
+    params, rows = read(), parquet.read_table(rows_of.DATA).to_pylist()
     pairs = [row for row in rows if row["chosen"] and row["rejected"]]
-    trainer = dpo.build(params, "dpo", SFT)
+    trainer = trainers.build(params, "dpo", SFT)
     assert set(trainer.train_dataset["prompt"]) <= {row["prompt"] for row in pairs}
     assert len(trainer.train_dataset) == len(pairs) // 16 * 16
     said = f"learns from pairs alone, and {len(rows) - len(pairs)} of {len(rows)} preferences are single votes"
     assert f"note: dpo {said}: they are left out" in capsys.readouterr().out
     with pytest.raises(Problem, match=f"ipo {said}: {len(pairs)} pairs do not fill a step of 64; .* learn from both: -S method=kto"):
-        dpo.build(changed(params, batch_size=64), "ipo", SFT)
+        trainers.build(changed(params, batch_size=64), "ipo", SFT)
 
 
 def test_held_out_pairs_are_scored_and_held_out_single_votes_are_not(inside):
@@ -119,14 +124,14 @@ def test_without_votes_it_is_said_how_to_get_some(inside):
 )
 def test_the_weights_that_balance_good_and_bad_answers_are_named(capsys, good, bad, said):
     own = read(ROOT / "params.yaml").methods["kto"]
-    dpo.check_balance(good, bad, "kto", own)
+    rows_of.check_balance(good, bad, "kto", own)
     assert capsys.readouterr().out == (f"note: {said}\n" if said else "")
     if said:
         name, bound = said.split("methods.kto.")[1].split()[0], float(said.split(" from ")[1].split()[0])
-        dpo.check_balance(good, bad, "kto", own.model_copy(update={name: bound}))
+        rows_of.check_balance(good, bad, "kto", own.model_copy(update={name: bound}))
         assert not capsys.readouterr().out  # it does
     with pytest.raises(Problem, match=f"{good} good and 0 bad answers, and kto learns from both kinds"):
-        dpo.check_balance(good, 0, "kto", own)
+        rows_of.check_balance(good, 0, "kto", own)
 
 
 def test_a_step_without_a_margin_leaves_a_gap_in_the_curve(tmp_path):

@@ -12,7 +12,8 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 
 from stages import figures
-from stages.files import read_json
+from stages.evaluation import tables
+from stages.settings.files import read_json
 
 
 def item(**values) -> dict:
@@ -32,7 +33,7 @@ def score(benchmark: str, value: float, kind: str = "all", name: str = "all") ->
 
 def test_confusion_counts_places_and_shares_of_each_right_place():
     rows = [choice(0, 0), choice(0, 0), choice(0, 2), choice(1, 1), choice(2, 0)]
-    found = {row["gold"] + row["picked"]: (row["n"], row["share"]) for row in figures.confusion(rows)}
+    found = {row["gold"] + row["picked"]: (row["n"], row["share"]) for row in tables.confusion(rows)}
     assert found == {
         "AA": (2, 0.6667), "AB": (0, 0.0), "AC": (1, 0.3333),
         "BA": (0, 0.0), "BB": (1, 1.0), "BC": (0, 0.0),
@@ -42,7 +43,7 @@ def test_confusion_counts_places_and_shares_of_each_right_place():
 
 def test_reliability_bins_and_calibration_error_by_hand():
     rows = [choice(0, 0, 0.95), choice(0, 1, 0.91), choice(1, 1, 1.0), choice(1, 1, 0.9), choice(0, 1, 0.35)]
-    low, high = figures.reliability(rows)
+    low, high = tables.reliability(rows)
     # 0.9 and 1.0 belong to the last bin: confidence (0.95 + 0.91 + 1.0 + 0.9) / 4 = 0.94, 3 of 4 right
     assert high == {"bin": 0.9, "confidence": 0.94, "accuracy": 0.75, "n": 4, "ece": 0.222}
     # (4 · |0.75 − 0.94| + 1 · |0 − 0.35|) / 5 = 0.222
@@ -51,7 +52,7 @@ def test_reliability_bins_and_calibration_error_by_hand():
 
 def test_stop_rate_by_length():
     lengths = [(0, True), (1, True), (2, True), (3, True), (4, False), (5, True), (48, False), (48, False), (33, True)]
-    rows = figures.lengths([item(tokens=tokens, stopped=stopped) for tokens, stopped in lengths])
+    rows = tables.lengths([item(tokens=tokens, stopped=stopped) for tokens, stopped in lengths])
     assert [tuple(row.values()) for row in rows] == [
         ("0–1", 2, 2, 1.0), ("2", 1, 1, 1.0), ("3–4", 2, 1, 0.5), ("5–8", 1, 1, 1.0), ("33–64", 3, 1, 0.3333),
     ]  # fmt: skip
@@ -59,13 +60,13 @@ def test_stop_rate_by_length():
 
 def test_only_sound_items_in_their_published_order_count():
     rows = [choice(1, 1), choice(1, 0, rotation=1), choice(1, 0, fault="overwritten"), item(tokens=5, stopped=True, fault="overwritten")]
-    found = figures.tables(rows, [], {})
+    found = tables.tables(rows, [], {})
     assert [row for row in found["confusion"] if row["n"]] == [{"benchmark": "exam", "gold": "B", "picked": "B", "n": 1, "share": 1.0}]
     assert not found["lengths"]
 
 
 def test_a_checkpoint_without_choices_or_answers_has_empty_tables():
-    found = figures.tables([item(score=1.0)], [score("exam", 0.5)], {"stop_rate": None, "cjk_share": 0.12345})
+    found = tables.tables([item(score=1.0)], [score("exam", 0.5)], {"stop_rate": None, "cjk_share": 0.12345})
     assert [found[figure] for figure in ("confusion", "reliability", "lengths", "slices")] == [[], [], [], []]
     assert found["health"] == [{"measure": "cjk share", "value": 0.1235}]
     assert found["scores"] == [score("exam", 0.5)]
@@ -74,7 +75,7 @@ def test_a_checkpoint_without_choices_or_answers_has_empty_tables():
 def test_slices_stand_from_the_best_to_the_worst_of_the_last_checkpoint():
     def tables(north, south, high):
         subjects = [score("exam", north, "country", "الشمال"), score("exam", south, "country", "الجنوب")]
-        return figures.tables([], [*subjects, score("exam", high, "level", "high")], {})
+        return tables.tables([], [*subjects, score("exam", high, "level", "high")], {})
 
     rows = figures.side_by_side({"base": tables(0.9, 0.2, 0.3), "dpo": tables(0.4, 0.6, 0.3)})["slices"]
     assert [(row["checkpoint"], row["name"]) for row in rows] == [
@@ -107,7 +108,7 @@ def evaluate(checkpoint: str, broken: bool = False) -> None:
     letters = [choice(gold, 0 if broken else gold, 0.97) for gold in range(4) for _ in range(3)]
     answers = [item(benchmark="skills", tokens=48 if broken else 7, stopped=not broken) for _ in range(5)]
     scores = [score("exam", 0.25), score("exam", 0.25, "subject", "اللغة العربية (عام)"), score("skills", 0.5)]
-    figures.write(checkpoint, [], [*letters, *answers], scores, {"stop_rate": float(not broken), "cjk_share": 0.6 if broken else 0.0})
+    tables.write(checkpoint, [], [*letters, *answers], scores, {"stop_rate": float(not broken), "cjk_share": 0.6 if broken else 0.0})
 
 
 def specifications(*command: str) -> dict[str, dict]:
@@ -156,7 +157,7 @@ def test_two_revisions_side_by_side(repository):
 
 
 def test_a_checkpoint_that_generates_nothing_leaves_the_other_figures_whole(repository):
-    figures.write("base", [], [choice(0, 1)], [score("exam", 0.0)], {})
+    tables.write("base", [], [choice(0, 1)], [score("exam", 0.0)], {})
     figures.main()
     assert set(specifications("show")) == {f"Title of {name}" for name in ("scores", "confusion", "reliability")}
 
@@ -164,8 +165,8 @@ def test_a_checkpoint_that_generates_nothing_leaves_the_other_figures_whole(repo
 def test_an_interval_that_does_not_exist_is_not_drawn(repository):
     """As of one answer whose score is neither 0 nor 1."""
     alone = score("exam", 0.5) | dict.fromkeys(("ci_low", "ci_high", "stderr"))
-    figures.write("base", [], [], [alone, alone | {"slice": "subject", "name": "لغة"}], {})
-    figures.write("sft", [], [], [score("exam", 0.6), score("exam", 0.6, "subject", "لغة")], {})
+    tables.write("base", [], [], [alone, alone | {"slice": "subject", "name": "لغة"}], {})
+    tables.write("sft", [], [], [score("exam", 0.6), score("exam", 0.6, "subject", "لغة")], {})
     figures.main()
     plots = specifications("show")
     assert {"0.500", "0.600"} <= set(texts(plots["Title of scores"]))  # the score itself is
@@ -181,10 +182,10 @@ def test_no_evaluated_checkpoint_is_a_clear_error(repository):
 
 def test_the_same_tables_are_the_same_bytes(repository):
     evaluate("base")
-    first = (figures.TABLES / "base.json").read_bytes()
+    first = (tables.TABLES / "base.json").read_bytes()
     evaluate("base")
-    assert (figures.TABLES / "base.json").read_bytes() == first
-    assert set(read_json(figures.TABLES / "base.json")) == {"protocol", *figures.COLUMNS}
+    assert (tables.TABLES / "base.json").read_bytes() == first
+    assert set(read_json(tables.TABLES / "base.json")) == {"protocol", *figures.COLUMNS}
     assert len(first.splitlines()) < 60  # a line per row: what changes between two commits can be read
 
 

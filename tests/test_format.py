@@ -11,11 +11,14 @@ import pytest
 from pyarrow import parquet
 from tokenizers import Tokenizer
 
-from stages import account, base, catalog, duplicates, leaks, quality, shingles
+from stages import base
 from stages import format as formatting
-from stages.arabic import arabic_share, normalise, words
-from stages.params import read
-from stages.prompts import TEMPLATES
+from stages.gate import account, duplicates, leaks, quality
+from stages.settings.reader import read
+from stages.sources import catalog
+from stages.text import shingles
+from stages.text.arabic import arabic_share, normalise, words
+from stages.text.prompts import TEMPLATES
 from tests.conftest import ROOT
 
 

@@ -2,7 +2,20 @@
 
 import pytest
 
-from stages.grammar import NOUNS, PEOPLE, QUALITIES, VERBS, VIRTUES, Noun, agree, conjugate, counted, dual, number_words, sound_plural
+from stages.builtin.grammar import (
+    NOUNS,
+    PEOPLE,
+    QUALITIES,
+    VERBS,
+    VIRTUES,
+    Noun,
+    agree,
+    conjugate,
+    counted,
+    dual,
+    number_words,
+    sound_plural,
+)
 
 BOOK, CAR, GIRL_STUDENT = Noun("كتاب", "كتب"), Noun("سيارة", "سيارات"), Noun("طالبة", "طالبات")
 

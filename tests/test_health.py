@@ -2,9 +2,9 @@
 
 import pytest
 
-from stages.generation import Answer
-from stages.health import exact_match, f1, health, loops
-from stages.prompts import IM_START
+from stages.evaluation.health import exact_match, f1, health, loops
+from stages.model.generation import Answer
+from stages.text.prompts import IM_START
 
 GOOD = "الجواب هو القاهرة، وهي عاصمة مصر."
 

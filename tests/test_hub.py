@@ -12,8 +12,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from stages import base, hub
-from stages.params import Problem
+from stages import base
+from stages.settings.errors import Problem
+from stages.sources import hub
 from tests.conftest import ROOT
 from tests.fake_hub import FakeHub, blob_id, crawling, cutting, failing, send, sending
 
@@ -28,8 +29,9 @@ FILES = {
 }
 FETCH = """
 import json
-from stages import hub
-from stages.params import one_line_errors, quiet
+from stages.sources import hub
+from stages.settings.errors import one_line_errors
+from stages.settings.stage import quiet
 quiet()
 hub.WAITS = (0.1, 0.1, 0.1)
 with one_line_errors():

@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
-from stages import memory, params
-from stages.memory import GB, SHAPES, Run, Shape
-from stages.params import Lora, Problem
+from stages.settings import memory, params, reader
+from stages.settings.errors import Problem
+from stages.settings.memory import GB, SHAPES, Run, Shape
+from stages.settings.params import Lora
 from tests import memory_probe
 from tests.conftest import ROOT
 
@@ -211,7 +212,7 @@ def test_the_reference_pass_counts_only_beyond_the_peak_of_training():
 
 def configured(name: str, **changed) -> params.Params:
     """The default parameters with a model chosen, and keys of its sections, or of the prompt, changed: section__key=value."""
-    found = params.read(ROOT / "params.yaml")
+    found = reader.read(ROOT / "params.yaml")
     model, prompt = found.models[name], found.prompt
     for key, value in changed.items():
         section, last = key.split("__")
@@ -261,7 +262,7 @@ def test_what_does_not_fit_is_one_line_with_a_cure_that_fits(name, wrong, cured,
 
 
 def test_every_configured_model_fits_as_it_is():
-    for name in params.read(ROOT / "params.yaml").models:
+    for name in reader.read(ROOT / "params.yaml").models:
         memory.check(configured(name))
         assert len(memory.runs(configured(name))) == 2
 
@@ -291,7 +292,7 @@ def test_every_stage_checks_the_plan_at_its_start(tmp_path):
     )
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(Problem, match=r"^params.yaml: .* needs 7\.1 GB of 6 \(hardware.vram_gb\)"):
-        params.read(tmp_path / "params.yaml")
+        reader.read(tmp_path / "params.yaml")
 
 
 def test_an_unknown_shape_is_not_planned_until_it_is_fetched(tmp_path, monkeypatch):
@@ -316,13 +317,13 @@ def test_the_shape_of_a_local_model(tmp_path):
     assert memory.shape_of(asked) is None
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
     assert memory.shape_of(asked) is None
-    nano = params.read(ROOT / "params.yaml").models["nano"].weights
+    nano = reader.read(ROOT / "params.yaml").models["nano"].weights
     assert memory.shape_of(nano.model_copy(update={"path": str(ROOT / nano.path)})).parameters == 2_263_104
 
 
 def test_the_plan_imports_no_library_of_models():
     heavy = "{'torch', 'transformers', 'peft', 'trl', 'bitsandbytes', 'huggingface_hub'}"
-    code = f"import sys; from stages import params; params.read(); assert not {heavy} & set(sys.modules)"
+    code = f"import sys; from stages.settings.reader import read; read(); assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages import params
-from stages.methods import METHODS
-from stages.params import Problem
+from stages.settings import reader, stage
+from stages.settings.errors import Problem
+from stages.settings.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 GOOD = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def changed(tmp_path, key, value):
 )
 def test_a_bad_value_is_named(tmp_path, key, value, named):
     with pytest.raises(Problem) as raised:
-        params.read(changed(tmp_path, key, value))
+        reader.read(changed(tmp_path, key, value))
     assert named in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -92,20 +92,20 @@ def test_a_method_that_compares_rows_needs_a_batch(tmp_path):
     with (tmp_path / "params.yaml").open("w", encoding="utf-8") as file:
         YAML().dump(table, file)
     with pytest.raises(Problem, match=r"models.nano.preference.batch_size is 2: dno .* needs at least 4"):
-        params.read(tmp_path / "params.yaml")
+        reader.read(tmp_path / "params.yaml")
 
 
 def test_broken_yaml_is_one_line(tmp_path):
     (tmp_path / "params.yaml").write_text("model: [nano\n", encoding="utf-8")
     with pytest.raises(Problem, match="not valid YAML"):
-        params.read(tmp_path / "params.yaml")
+        reader.read(tmp_path / "params.yaml")
 
 
 def test_every_model_and_method_is_accepted(tmp_path):
     for model in GOOD["models"]:
-        assert params.read(changed(tmp_path, "model", model)).chosen_model.weights
+        assert reader.read(changed(tmp_path, "model", model)).chosen_model.weights
     for method in set(GOOD["methods"]) - {"continued"}:
-        assert params.read(changed(tmp_path, "method", method)).method == method
+        assert reader.read(changed(tmp_path, "method", method)).method == method
 
 
 def test_a_stage_ends_in_one_line_without_a_traceback(tmp_path):
@@ -118,8 +118,8 @@ def test_a_stage_ends_in_one_line_without_a_traceback(tmp_path):
 
 
 def test_reading_what_dvc_yaml_does_not_declare_fails():
-    whole = params.read(ROOT / "params.yaml")
-    view = params.only(whole, ["model", "models.nano.sft", "prompt.template"])
+    whole = reader.read(ROOT / "params.yaml")
+    view = stage.only(whole, ["model", "models.nano.sft", "prompt.template"])
     assert view.chosen_model.sft.learning_rate == whole.models["nano"].sft.learning_rate
     assert view.prompt.template == whole.prompt.template
     for read in (lambda: view.seed, lambda: view.prompt.max_length, lambda: view.chosen_model.weights):
@@ -133,7 +133,7 @@ def test_an_edit_while_a_stage_runs_is_noticed(tmp_path, monkeypatch, capsys):
     for name in ("dvc.yaml", "stages"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="seed changed while stage sft was running"), params.stage("sft"):
+    with pytest.raises(SystemExit, match="seed changed while stage sft was running"), stage.stage("sft"):
         path.write_text(path.read_text(encoding="utf-8").replace("seed: 7", "seed: 8"), encoding="utf-8")
-    with params.stage("sft"):
+    with stage.stage("sft"):
         path.write_text(path.read_text(encoding="utf-8").replace("tashkeel: keep", "tashkeel: strip"), encoding="utf-8")

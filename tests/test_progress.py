@@ -15,17 +15,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages import dpo, reference
-from stages.params import read
-from stages.progress import Watch
-from stages.trainers import PairTrainer
+from stages import dpo
+from stages.console.progress import Watch
+from stages.preference import reference, trainers
+from stages.preference.trainers import PairTrainer
+from stages.settings.reader import read
 
 STATE = SimpleNamespace(global_step=20, max_steps=100, is_world_process_zero=True)
 
 
 @pytest.fixture
 def watch(inside) -> Watch:
-    trainer = dpo.build(read(), "dpo", Path("models/sft"))
+    trainer = trainers.build(read(), "dpo", Path("models/sft"))
     return Watch("dpo", trainer)
 
 
@@ -54,7 +55,7 @@ def test_a_chosen_answer_that_becomes_improbable_is_said(watch, capsys):
 
 
 def test_answers_that_repeat_themselves_are_said(watch, capsys, inside):
-    model = dpo.build(read(), "dpo", Path("models/sft")).model
+    model = trainers.build(read(), "dpo", Path("models/sft")).model
     state = SimpleNamespace(global_step=25, max_steps=100, is_world_process_zero=True)
     model.train()
     watch.on_step_end(None, state, None, model=model)

@@ -9,10 +9,12 @@ import pytest
 from pyarrow import parquet
 from ruamel.yaml import YAML
 
-from stages import catalog, fetch, protocols
-from stages.catalog import ADAPTERS
-from stages.files import write_json
-from stages.params import Problem
+from stages import fetch
+from stages.evaluation import protocols
+from stages.settings.errors import Problem
+from stages.settings.files import write_json
+from stages.sources import catalog
+from stages.sources.catalog import ADAPTERS
 from tools import harness
 
 CITIES = ["تونس", "القاهرة", "دمشق ", "بغداد", "الرياض"]

@@ -13,15 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from stages import checkpoints, modeling, sft, training
-from stages.params import read
+from stages import sft
+from stages.model import modeling
+from stages.settings.reader import read
+from stages.training import checkpoints, supervised
+from stages.training import run as training
 from tests.conftest import Workspace
 
 KILLS = 7
 TIMING = {"seconds", "tokens_per_second", "peak_memory_gb"}
 # Processes are forked from one that has imported the libraries: seconds less each.
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["stages.training", "stages.trainers", "trl.trainer.sft_trainer"])
+CONTEXT.set_forkserver_preload(["stages.training.run", "stages.preference.trainers", "trl.trainer.sft_trainer"])
 
 
 @pytest.fixture
@@ -160,8 +163,8 @@ def test_a_kill_after_the_last_step_costs_nothing(inside, monkeypatch):
     params = params.model_copy(update={"sft": params.sft.model_copy(update={"epochs": 0.2})})
 
     def run():
-        trainer = sft.build(params, sft.start(params), sft.DATA, params.sft.epochs, params.chosen_model.sft.learning_rate)
-        return training.run(trainer, "test-end", params, {"chain": []})
+        trainer = supervised.build(params, sft.start(params), sft.DATA, params.sft.epochs, params.chosen_model.sft.learning_rate)
+        return training.train(trainer, "test-end", params, {"chain": []})
 
     whole = run()
     with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
@@ -192,7 +195,7 @@ def test_a_checkpoint_counts_when_its_state_was_written_whole(tmp_path):
 
 def test_a_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
     """Another value, another library, another number of processes, another line of code: another run."""
-    monkeypatch.setattr(checkpoints.sys, "modules", {"stages.checkpoints": checkpoints})
+    monkeypatch.setattr(checkpoints.sys, "modules", {"stages.training.checkpoints": checkpoints})
     known = checkpoints.digest({"seed": 7, "versions": {"torch": "2"}})
     assert known == checkpoints.digest({"versions": {"torch": "2"}, "seed": 7})
     assert known != checkpoints.digest({"seed": 8, "versions": {"torch": "2"}})

@@ -9,8 +9,9 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
-from stages.params import Problem, read
-from stages.training import shared
+from stages.settings.errors import Problem
+from stages.settings.reader import read
+from stages.training.run import shared
 from tests.conftest import ROOT, Workspace
 
 CONFIGURATIONS = sorted((ROOT / "workflows/accelerate").glob("*.yaml"))

@@ -12,8 +12,9 @@ from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from stages import scoring, skills
-from stages.params import Problem
+from stages.builtin import skills
+from stages.model import scoring
+from stages.settings.errors import Problem
 from tests.conftest import ROOT
 
 LONGEST = 256

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from stages import pretrain, skills
-from stages.params import read
-from stages.prompts import END_OF_TEXT
+from stages.builtin import pretrain, skills
+from stages.settings.reader import read
+from stages.text.prompts import END_OF_TEXT
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,4 +70,4 @@ def test_the_committed_base_was_pretrained_on_this_corpus():
     nano = read(ROOT / "params.yaml").nano
     assert made_from["nano"] == nano.model_dump()
     assert made_from["weights_sha256"] == hashlib.sha256((ROOT / "models/nano/model.safetensors").read_bytes()).hexdigest()
-    assert made_from["corpus_sha256"] == pretrain.digest(list(pretrain.corpus(nano.documents))), "run `python -m stages.pretrain`"
+    assert made_from["corpus_sha256"] == pretrain.digest(list(pretrain.corpus(nano.documents))), "run `python -m stages.builtin.pretrain`"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages import statistics
+from stages.evaluation import statistics
 
 
 def pairs(won: int, lost: int, both: int, neither: int) -> tuple[list[int], list[int]]:

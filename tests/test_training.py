@@ -10,10 +10,16 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 from trl import SFTTrainer
 
-from stages import dpo, modeling, reference, sft, training
-from stages.methods import METHODS
-from stages.params import Problem, read
-from stages.prompts import END_OF_TEXT, TEMPLATES
+from stages import sft
+from stages.model import modeling
+from stages.preference import reference, trainers
+from stages.preference import rows as rows_of
+from stages.settings.errors import Problem
+from stages.settings.methods import METHODS
+from stages.settings.reader import read
+from stages.text.prompts import END_OF_TEXT, TEMPLATES
+from stages.training import run as training
+from stages.training import supervised
 from tests.conftest import ROOT
 
 PREFERENCE = [name for name, method in METHODS.items() if method.trainer != "sft"]
@@ -22,11 +28,11 @@ START_KNOWN = [name for name in PREFERENCE if METHODS[name].start]
 
 
 def sft_trainer(params):
-    return sft.build(params, sft.start(params), sft.DATA, params.sft.epochs, params.chosen_model.sft.learning_rate)
+    return supervised.build(params, sft.start(params), sft.DATA, params.sft.epochs, params.chosen_model.sft.learning_rate)
 
 
 def train(trainer, name, params):
-    return training.run(trainer, f"test-{name}", params, {"test": name, "chain": []})
+    return training.train(trainer, f"test-{name}", params, {"test": name, "chain": []})
 
 
 def changed(params, section, epochs=0.2, **values):
@@ -56,9 +62,9 @@ def test_the_last_trained_token_is_the_stop_token_and_no_prompt_token_is_trained
 
 
 def test_both_answers_of_a_pair_end_in_the_stop_token(inside):
-    trainer = dpo.build(read(), "dpo", Path("models/sft"))
+    trainer = trainers.build(read(), "dpo", Path("models/sft"))
     stop = trainer.processing_class.convert_tokens_to_ids(TEMPLATES["chatml"].stop)
-    prompts = {pair["prompt"] for pair in parquet.read_table(dpo.DATA).to_pylist()}
+    prompts = {pair["prompt"] for pair in parquet.read_table(rows_of.DATA).to_pylist()}
     for row in trainer.train_dataset:
         assert row["chosen_ids"][-1] == row["rejected_ids"][-1] == stop
         assert row["chosen_ids"].count(stop) == 1
@@ -82,7 +88,7 @@ def test_the_pad_token_is_not_the_stop_token(inside):
 @pytest.mark.parametrize("method", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow) for name in PREFERENCE])
 def test_training_starts_at_the_known_loss_and_raises_its_margin(inside, method):
     params = read()
-    trainer = dpo.build(params, method, Path("models/sft"))
+    trainer = trainers.build(params, method, Path("models/sft"))
     assert not Path("trainer_output").exists()  # where transformers keeps what is given no folder
     assert list(trainer.model.peft_config) == ["default"]  # no copy of the adapter stays in memory
     facts = train(trainer, method, params)
@@ -105,10 +111,10 @@ def test_every_method_names_the_source_of_its_hyperparameters():
 
 def test_the_reference_is_the_sft_policy_and_not_the_base(inside):
     """A start loss of ln 2 alone would not tell: without the SFT adapter policy and reference are equal too."""
-    from stages.scoring import score
+    from stages.model.scoring import score
 
     params = read()
-    pairs = parquet.read_table(dpo.DATA).to_pylist()
+    pairs = parquet.read_table(rows_of.DATA).to_pylist()
     texts = {pair["prompt"] + pair["chosen"]: (pair["prompt"], pair["chosen"]) for pair in pairs}
     tokenizer = modeling.load_tokenizer(params.prompt)
 
@@ -117,7 +123,7 @@ def test_the_reference_is_the_sft_policy_and_not_the_base(inside):
         own = [texts[tokenizer.decode(row["prompt_ids"] + row["chosen_ids"])] for row in rows]
         return [one.logp for one in score(model.eval(), tokenizer, own, "")]
 
-    rows = dpo.build(params, "dpo", Path("models/sft")).train_dataset.select(range(8))
+    rows = trainers.build(params, "dpo", Path("models/sft")).train_dataset.select(range(8))
     assert rows["ref_chosen_logps"] == pytest.approx(logps(rows, Path("models/sft")), abs=1e-3)
     assert rows["ref_chosen_logps"] != pytest.approx(logps(rows, None), abs=1e-1)
 
@@ -127,20 +133,20 @@ def test_the_reference_is_computed_once_for_all_methods_and_never_stale(inside, 
     asked, scored = [], reference.scored
     monkeypatch.setattr(reference, "scored", lambda texts, trainer: asked.append(len(texts)) or scored(texts, trainer))
     params = read()
-    first = dpo.build(params, "dpo", Path("models/sft")).train_dataset
+    first = trainers.build(params, "dpo", Path("models/sft")).train_dataset
     answers = len(set(map(tuple, first["chosen_ids"])) | set(map(tuple, first["rejected_ids"])))
     assert len(asked) == 1
     assert asked[0] >= answers
-    again = dpo.build(params, "sppo", Path("models/sft"), beta_factor=0.5).train_dataset
+    again = trainers.build(params, "sppo", Path("models/sft"), beta_factor=0.5).train_dataset
     assert again["ref_rejected_logps"] == first["ref_rejected_logps"]
     assert len(asked) == 1
-    single = dpo.build(params, "kto", Path("models/sft")).train_dataset
+    single = trainers.build(params, "kto", Path("models/sft")).train_dataset
     assert len(asked) == 2  # of kto only the mismatched answers, which estimate its KL
     known = {tuple(row["prompt_ids"] + row["chosen_ids"]): row["ref_chosen_logps"] for row in first}
     assert all(known[tuple(row["prompt_ids"] + row["completion_ids"])] == row["ref_logps"] for row in single if row["label"])
-    dpo.build(params, "dpo", other_adapter())
+    trainers.build(params, "dpo", other_adapter())
     assert len(asked) == 3
-    dpo.build(changed(params, "weights", dtype="bfloat16"), "dpo", Path("models/sft"))
+    trainers.build(changed(params, "weights", dtype="bfloat16"), "dpo", Path("models/sft"))
     assert len(asked) == 4
 
 
@@ -148,7 +154,7 @@ def other_adapter() -> Path:
     """A checkpoint with other weights than models/sft."""
     params = changed(read(), "sft", learning_rate=1e-4)
     trainer = sft_trainer(params)
-    training.run(trainer, "test-other", params, modeling.provenance(params, sft.DATA, None))
+    training.train(trainer, "test-other", params, modeling.provenance(params, sft.DATA, None))
     return Path("models/test-other")
 
 
@@ -158,7 +164,7 @@ def test_reference_free_losses_are_those_of_trl_experimental(inside, method):
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     params = read()
-    ours = dpo.build(params, method, Path("models/sft"))
+    ours = trainers.build(params, method, Path("models/sft"))
     batch = ours.data_collator([ours.train_dataset[i] for i in range(8)])
     with torch.no_grad():
         our_loss = ours.compute_loss(ours.model, batch).item()
@@ -179,22 +185,22 @@ def test_reference_free_losses_are_those_of_trl_experimental(inside, method):
 
 
 def test_kto_batches_hold_both_labels(inside):
-    rows = dpo.build(read(), "kto", Path("models/sft")).train_dataset
+    rows = trainers.build(read(), "kto", Path("models/sft")).train_dataset
     batches = [rows["label"][i : i + 16] for i in range(0, len(rows), 16)]
     assert all(0 < sum(batch) < len(batch) for batch in batches)
     assert sum(rows["label"]) * 2 == len(rows)
 
 
 def test_preference_batches_are_of_similar_length_and_the_longest_comes_first(inside):
-    rows = training.load_rows(dpo.DATA, ["prompt", "tokens"])
-    ours = dpo.by_length(rows, 4, seed=1)
+    rows = training.load_rows(rows_of.DATA, ["prompt", "tokens"])
+    ours = rows_of.by_length(rows, 4, seed=1)
     batches = [ours["tokens"][i : i + 4] for i in range(0, len(ours), 4)]
     random = [rows["tokens"][i : i + 4] for i in range(0, len(ours), 4)]
     waste = [sum(4 * max(batch) - sum(batch) for batch in own) for own in (batches, random)]
     assert waste[0] < waste[1] / 3
     assert max(batches[0]) == max(rows["tokens"])
     assert len({tuple(batch) for batch in batches[:5]}) > 1  # not sorted over all
-    assert dpo.by_length(rows, 4, seed=1)["prompt"] == ours["prompt"] != dpo.by_length(rows, 4, seed=2)["prompt"]
+    assert rows_of.by_length(rows, 4, seed=1)["prompt"] == ours["prompt"] != rows_of.by_length(rows, 4, seed=2)["prompt"]
 
 
 def test_packed_documents_give_the_padded_loss_and_do_not_see_each_other(inside):
@@ -248,13 +254,13 @@ def test_adapters_are_trained_in_fp32_from_exactly_what_was_saved(inside, quanti
     """On a bfloat16 base, 4-bit or not; and nothing else of it, embeddings included, is cast to fp32."""
     params = changed(read(), "weights", quantization=quantization, dtype="bfloat16")
     trainer = sft_trainer(params)
-    facts = training.run(trainer, f"test-{quantization}", params, modeling.provenance(params, sft.DATA, None))
+    facts = training.train(trainer, f"test-{quantization}", params, modeling.provenance(params, sft.DATA, None))
     assert facts["final_loss"] < facts["start_loss"]
     assert trainer.model.get_base_model().get_input_embeddings().weight.dtype == torch.bfloat16
     assert getattr(trainer.model, "is_loaded_in_4bit", False) == (quantization == "nf4")
 
     saved = load_file(f"models/test-{quantization}/adapter_model.safetensors")
-    preference = dpo.build(params, "dpo", Path(f"models/test-{quantization}"))
+    preference = trainers.build(params, "dpo", Path(f"models/test-{quantization}"))
     adapters = {name: p for name, p in preference.model.named_parameters() if p.requires_grad}
     assert {p.dtype for p in adapters.values()} == {torch.float32}
     assert all(torch.equal(p, saved[name.replace(".default", "")]) for name, p in adapters.items())
@@ -290,8 +296,8 @@ def test_every_optimizer_learns(inside, optimizer):
 def test_a_whole_model_is_trained_where_lora_is_null(inside):
     """No adapter anywhere, and still no second model as the reference."""
     params = changed(read(), "sft", lora=None)
-    training.run(sft_trainer(params), "test-whole", params, modeling.provenance(params, sft.DATA, None))
-    preference = dpo.build(params, "dpo", Path("models/test-whole"))
+    training.train(sft_trainer(params), "test-whole", params, modeling.provenance(params, sft.DATA, None))
+    preference = trainers.build(params, "dpo", Path("models/test-whole"))
     assert not hasattr(preference.model, "peft_config")
     assert preference.ref_model is None
     facts = train(preference, "whole-dpo", params)
@@ -313,7 +319,7 @@ def test_an_adapter_is_refused_on_another_base(inside, monkeypatch, tmp_path):
         modeling.load_checkpoint(weights.model_copy(update={"quantization": "nf4"}), Path("models/sft"))
     other = json.loads(Path("models/base.json").read_text()) | {"model": "other"}
     (tmp_path / "base.json").write_text(json.dumps(other), encoding="utf-8")
-    monkeypatch.setattr(modeling.hub, "MANIFEST", tmp_path / "base.json")
+    monkeypatch.setattr(modeling.manifest, "MANIFEST", tmp_path / "base.json")
     with pytest.raises(Problem, match=r"models/sft was trained on nano \(.*, none\), but this base is other \("):
         modeling.load_checkpoint(weights, Path("models/sft"))
 
@@ -321,8 +327,8 @@ def test_an_adapter_is_refused_on_another_base(inside, monkeypatch, tmp_path):
 def test_an_adapter_is_refused_on_another_chain(inside):
     params = read()
     before = other_adapter()
-    trainer = dpo.build(params, "dpo", before)
-    training.run(trainer, "test-chained", params, modeling.provenance(params, dpo.DATA, before))
+    trainer = trainers.build(params, "dpo", before)
+    training.train(trainer, "test-chained", params, modeling.provenance(params, rows_of.DATA, before))
     modeling.load_checkpoint(params.chosen_model.weights, Path("models/test-chained"))
     weights = before / "adapter_model.safetensors"
     weights.write_bytes(Path("models/sft/adapter_model.safetensors").read_bytes())

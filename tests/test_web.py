@@ -14,7 +14,7 @@ from threading import Thread
 
 import pytest
 
-from stages.params import Problem
+from stages.settings.errors import Problem
 from tools.chat import arena, web
 from tools.chat.models import Models, Reply
 
@@ -418,7 +418,7 @@ def test_command_serves_what_was_trained(page, workspace):
         say(page, "ما جمع معلم مثابر؟")
         answer = page.locator("#log .text").inner_text()
         with chdir(workspace.path):
-            from stages.params import read
+            from stages.settings.reader import read
 
             assert answer == "".join(Models(read()).reply("sft", [{"role": "user", "content": "ما جمع معلم مثابر؟"}], 0.0))
     finally:

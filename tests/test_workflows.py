@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 
-from stages import memory, params
+from stages.settings import memory, reader
 from tests.conftest import ROOT, Workspace
 from tests.fake_hub import tiny_hub
 
@@ -46,7 +46,7 @@ def test_its_settings_are_allowed_and_need_the_memory_it_names(name, tmp_path, m
     for overrides in experiment(name)[1]:
         shutil.copy(ROOT / "params.yaml", tmp_path)
         apply_overrides("params.yaml", overrides)
-        planned = [(run.stage, f"{memory.predicted(run):.1f}") for run in memory.runs(params.read())]
+        planned = [(run.stage, f"{memory.predicted(run):.1f}") for run in memory.runs(reader.read())]
         assert not named or named == planned
 
 
@@ -71,7 +71,7 @@ def test_it_runs_to_its_end(project, name):
     project.run("git", "checkout", "-q", ".")
     project.run("bash", f"workflows/{name}.sh")
     assert name in project.run("dvc", "exp", "list", "--name-only").stdout.split()
-    chosen = params.read(project.path / "params.yaml")
+    chosen = reader.read(project.path / "params.yaml")
     for role, sources in read(project, "metrics/data.json").items():
         assert role == "benchmarks" or set(sources["sources"]) == set(chosen.mixture(role))
     for checkpoint in ("base", "sft", "dpo", *(f"refine-{item}" for item in chosen.refine)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pyarrow import parquet
 
-from stages.params import Problem, one_line_errors
+from stages.settings.errors import Problem, one_line_errors
 
 COLUMNS = ["benchmark", "id", "subject", "question", "reference", "answer", "score", "stopped"]
 

@@ -24,8 +24,9 @@ import pandas as pd
 from pyarrow import parquet
 from ruamel.yaml import YAML
 
-from stages import statistics
-from stages.params import Problem, one_line_errors, quiet
+from stages.evaluation import statistics
+from stages.settings.errors import Problem, one_line_errors
+from stages.settings.stage import quiet
 from tools.plan import aligned, markdown
 
 WORKSPACE = "workspace"

@@ -2,7 +2,7 @@
 
     python -m tools.harness FOLDER [--benchmark NAME …] [--style oall] [--shots 5] [--check sft]
 
-For each benchmark in data/raw/benchmarks two files: a table of the items as stages/protocols.py asks them, worked examples and all,
+For each benchmark in data/raw/benchmarks two files: a table of the items as protocols.py asks them, worked examples and all,
 and the task that reads it. Items with a fault, and items found in training rows that were kept, are left out. The command to run is
 printed; it needs lm-eval (pip install lm-eval==0.4.13). --check runs a checkpoint through the harness here and compares its answers
 item by item with data/predictions/<checkpoint>.parquet.
@@ -22,10 +22,14 @@ import pyarrow as pa
 from pyarrow import parquet
 from ruamel.yaml import YAML
 
-from stages import hub, leaks, protocols
-from stages.catalog import Row
-from stages.files import read_json, replace_file
-from stages.params import ROLES, Problem, one_line_errors, read
+from stages.evaluation import protocols
+from stages.evaluation.scores import leaked_items
+from stages.settings import manifest
+from stages.settings.errors import Problem, one_line_errors
+from stages.settings.files import read_json, replace_file
+from stages.settings.params import ROLES
+from stages.settings.reader import read
+from stages.sources.catalog import Row
 
 RAW, REPORTS, PREDICTIONS = Path("data/raw/benchmarks"), Path("data/reports"), Path("data/predictions")
 TRAINED_ON = [role for role, layout in ROLES.items() if layout != "benchmarks"]
@@ -87,7 +91,7 @@ def export(folder: Path, benchmark: str, asked: argparse.Namespace) -> pa.Table:
 def questions(benchmark: str, style: str, shots: int) -> Iterator[Row]:
     """The items that count, each rendered. `normalise` tells which of the harness's two scores is ours."""
     rows = rows_of(benchmark)
-    leaked = leaks.kept(path for role in TRAINED_ON if (path := REPORTS / f"{role}.parquet").exists())
+    leaked = leaked_items(path for role in TRAINED_ON if (path := REPORTS / f"{role}.parquet").exists())
     examples = protocols.examples_for(benchmark, style, rows, shots)
     for row in rows:
         if row["split"] == "test" and row["fault"] is None and row["answer"] is not None and (benchmark, row["id"]) not in leaked:
@@ -117,7 +121,7 @@ def definition(task: str, style: str) -> dict:
 
 
 def command(folder: Path, tasks: list[str]) -> str:
-    weights, base = read().chosen_model.weights, read_json(hub.MANIFEST) if hub.MANIFEST.exists() else {}
+    weights, base = read().chosen_model.weights, read_json(manifest.MANIFEST) if manifest.MANIFEST.exists() else {}
     model = f"{base['repo']},revision={base['commit']}" if "repo" in base else Path(base.get("path", "MODEL")).absolute()
     nf4 = ",load_in_4bit=True,bnb_4bit_quant_type=nf4,bnb_4bit_use_double_quant=True" if weights.quantization == "nf4" else ""
     return (
@@ -135,7 +139,7 @@ def check(folder: Path, checkpoint: str, tasks: dict[str, pa.Table]) -> None:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from stages import modeling
+    from stages.model import modeling
 
     params = read()
     model = modeling.load_checkpoint(params.chosen_model.weights, None if checkpoint == "base" else Path("models") / checkpoint)

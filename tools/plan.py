@@ -7,9 +7,11 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 
-from stages import memory
-from stages.memory import GB, Run
-from stages.params import Params, one_line_errors, read
+from stages.settings import memory
+from stages.settings.errors import one_line_errors
+from stages.settings.memory import GB, Run
+from stages.settings.params import Params
+from stages.settings.reader import read
 
 STAGES = {"sft": None, "dpo": "dpo", "kto": "kto"}  # and the method of each
 HEADER = ["model", "weights", "stage", "tokens", "smallest batch", "configured batch", "fits", "nearest setting that fits"]

@@ -6,7 +6,7 @@ python -m tools.scores [--parts]        --parts: by subject, group, level and co
 import sys
 from pathlib import Path
 
-from stages.files import read_json
+from stages.settings.files import read_json
 
 METRICS = Path("metrics")
 

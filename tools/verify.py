@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from ruamel.yaml import YAML
 
-from stages.params import value_of
+from stages.settings.reader import value_of
 
 
 def main(revision: str) -> None:

@@ -8,7 +8,9 @@ import argparse
 import os
 import sys
 
-from stages.params import one_line_errors, quiet, read
+from stages.settings.errors import one_line_errors
+from stages.settings.reader import read
+from stages.settings.stage import quiet
 
 
 def main(arguments: list[str]) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from filelock import FileLock
 from starlette.exceptions import HTTPException
 
-from stages import files
-from stages.params import Problem
-from stages.prompts import Message
+from stages.settings import files
+from stages.settings.errors import Problem
+from stages.text.prompts import Message
 from tools.chat.models import Models, Reply
 
 VOTES = Path("data/feedback/preferences.jsonl")

@@ -11,10 +11,12 @@ from peft import PeftModel
 from tokenizers.decoders import DecodeStream
 from transformers import Cache, PreTrainedModel, TopPLogitsWarper
 
-from stages import hub, modeling
-from stages.files import read_json
-from stages.params import Params, Problem
-from stages.prompts import SPECIAL, TEMPLATES, Message
+from stages.model import modeling
+from stages.settings import manifest
+from stages.settings.errors import Problem
+from stages.settings.files import read_json
+from stages.settings.params import Params
+from stages.text.prompts import SPECIAL, TEMPLATES, Message
 
 BASE = "base"
 FOLDER = Path("models")
@@ -179,15 +181,15 @@ def chosen(logits: torch.Tensor, temperature: float) -> int:
 
 def check_base(params: Params) -> None:
     """Raise Problem where there is no base yet, or that of another model."""
-    if not hub.MANIFEST.exists():
-        raise Problem(f"{hub.MANIFEST} does not exist: run `dvc repro`, or `dvc checkout` where it has run")
-    if (found := read_json(hub.MANIFEST)["model"]) != params.model:
-        raise Problem(f"{hub.MANIFEST} is {found}, but params.yaml names model: {params.model}: run `dvc repro`")
+    if not manifest.MANIFEST.exists():
+        raise Problem(f"{manifest.MANIFEST} does not exist: run `dvc repro`, or `dvc checkout` where it has run")
+    if (found := read_json(manifest.MANIFEST)["model"]) != params.model:
+        raise Problem(f"{manifest.MANIFEST} is {found}, but params.yaml names model: {params.model}: run `dvc repro`")
 
 
 def base_sha256() -> str:
     """As modeling.weights_sha256 says it of a folder, from the hashes that models/base.json holds already."""
-    files = read_json(hub.MANIFEST)["files"]
+    files = read_json(manifest.MANIFEST)["files"]
     hashes = [files[name]["sha256"] for name in sorted(files) if name.endswith(".safetensors")]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from threading import Event
 
-from stages.params import Problem
-from stages.prompts import Message
+from stages.settings.errors import Problem
+from stages.text.prompts import Message
 from tools.chat import bidi
 from tools.chat.models import Models
 

@@ -21,7 +21,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stages.params import Problem
+from stages.settings.errors import Problem
 from tools.chat.arena import Arena, Duel
 from tools.chat.models import Models, Reply
 

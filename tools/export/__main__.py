@@ -11,9 +11,12 @@ import gc
 import os
 from pathlib import Path
 
-from stages.files import read_json, replace_folder, write_json
-from stages.params import Params, Problem, one_line_errors, quiet, read
-from stages.prompts import TEMPLATES
+from stages.settings.errors import Problem, one_line_errors
+from stages.settings.files import read_json, replace_folder, write_json
+from stages.settings.params import Params
+from stages.settings.reader import read
+from stages.settings.stage import quiet
+from stages.text.prompts import TEMPLATES
 
 KINDS = ("f16", "q8_0", "q4_k_m")
 PROMPTS = 16  # held-out ones, on which export and checkpoint are compared
@@ -39,7 +42,8 @@ def main() -> None:
 
 def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> None:
     check(checkpoint, out, params)
-    from stages import hub, modeling
+    from stages.model import modeling
+    from stages.settings import manifest
     from tools.export import card, checks, gguf_file, merge, templates
 
     # 1. what the checkpoint itself answers
@@ -53,7 +57,7 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
 
     # 2. merged weights, and all that is needed to run them
     whole = not (checkpoint / "adapter_config.json").exists()
-    source = checkpoint if whole else hub.base_folder()
+    source = checkpoint if whole else manifest.base_folder()
     with replace_folder(out) as folder:
         merge.merge(weights, source, None if whole else checkpoint, folder)
         context = describe(folder, read_json(source / "config.json"), weights.dtype, stops, tokenizer.pad_token_id)
@@ -79,7 +83,7 @@ def check(checkpoint: Path, out: Path, params: Params) -> None:
     """Raise Problem where there is nothing to export, where it was trained with another template than it would be exported with, or
     where a folder would be replaced that is no export.
     """
-    from stages import modeling
+    from stages.model import modeling
 
     there = [Path("models", name) for name in modeling.trained()]
     if checkpoint not in there:
@@ -126,7 +130,7 @@ def push(folder: Path, repo: str) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    from stages import hub
+    from stages.sources import hub
 
     api = HfApi(token=hub.token())
     try:

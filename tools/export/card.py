@@ -8,15 +8,17 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 from ruamel.yaml import YAML
 
-from stages import hub, modeling
-from stages.files import read_json
+from stages.model import modeling
+from stages.settings import manifest
+from stages.settings.files import read_json
+from stages.sources import hub
 
 HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")  # others are `other` with a name
 
 
 def card(checkpoint: Path, checked: dict, serving: str) -> str:
     """`checked`: what tools/export/checks.py found; `serving`: commands to run the model."""
-    provenance, base = read_json(checkpoint / "provenance.json"), read_json(hub.MANIFEST)
+    provenance, base = read_json(checkpoint / "provenance.json"), read_json(manifest.MANIFEST)
     tables = evaluated(checkpoint)
     sources = datasets(provenance)
     parts = [

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from stages import generation
-from stages.params import Problem
+from stages.model import generation
+from stages.settings.errors import Problem
 
 # Nats per token: rounding to bfloat16 stays below, a merge into another base than the adapter's does not (tests/test_export.py).
 LIMIT = 0.01

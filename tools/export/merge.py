@@ -16,8 +16,8 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from stages.base import INDEX, model_files
-from stages.files import read_json, write_json
-from stages.params import Weights
+from stages.settings.files import read_json, write_json
+from stages.settings.params import Weights
 
 
 def merge(weights: Weights, base: Path, adapter: Path | None, out: Path) -> None:
@@ -65,7 +65,7 @@ def adapted_layers(model: PreTrainedModel, adapter: Path) -> dict[str, BaseTuner
 
 
 def through_nf4(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What stages/modeling.py's 4-bit model computes with in place of a weight."""
+    """What stages/model/modeling.py's 4-bit model computes with in place of a weight."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     return dequantize_4bit(*quantize_4bit(tensor.to(dtype), compress_statistics=True, quant_type="nf4"))

@@ -1,8 +1,8 @@
-"""The prompt template in the languages of those who serve the model. Each renders what stages/prompts.py renders."""
+"""The prompt template in the languages of those who serve the model. Each renders what stages/text/prompts.py renders."""
 
 import json
 
-from stages.prompts import Template
+from stages.text.prompts import Template
 
 
 def turns(template: Template) -> list[tuple[str, str, str]]:

@@ -1,0 +1,177 @@
+"""The quality gate on single rows: raw rows → rendered prompts and answers, each with the reason to drop it, or none.
+
+What takes two rows to see, duplicates, is in duplicates.py; this module leaves the hashes that they are found by.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import pyarrow as pa
+from tokenizers import Tokenizer
+from xxhash import xxh3_64_intdigest
+
+from stages.gate import duplicates
+from stages.gate.leaks import Guard, Index
+from stages.settings.params import Format, Prompt, Text
+from stages.text import arabic
+from stages.text.prompts import SPECIAL, TEMPLATES
+from stages.text.shingles import hash_words
+
+LONGEST_TOKEN = 256  # characters, more than any token of Qwen's vocabulary has
+ANSWERS = {"instructions": ("completion",), "preferences": ("chosen", "rejected"), "continued": ("completion",)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker process needs to examine rows."""
+
+    role: str
+    text: Text
+    prompt: Prompt
+    format: Format
+    tokenizer: str  # path of tokenizer.json
+    leaks: Index
+
+
+def schema(role: str) -> pa.Schema:
+    """Of examined rows: what is trained on, then what became of the row."""
+    trained = ["prompt", *ANSWERS[role], "source", "id"]
+    account = [("tokens", pa.int32()), ("saved", pa.int32()), ("arabic", pa.float32())]
+    verdict = [(name, pa.string()) for name in ("split", "dataset", "reason", "detail", "leak", "text")]
+    return pa.schema([(name, pa.string()) for name in trained] + account + verdict)
+
+
+@dataclass
+class Examined:
+    """A batch of rows and, for each, what duplicates are found by."""
+
+    rows: pa.Table
+    exact: np.ndarray  # uint64 (rows,): hash of prompt and answers
+    unordered: np.ndarray  # uint64 (rows,): the same, whichever of the answers was preferred
+    prompts: np.ndarray  # uint64 (rows,): hash of the prompt
+    signatures: np.ndarray  # uint32 (rows, PERMUTATIONS)
+    comparable: np.ndarray  # bool (rows,): long enough to be a near duplicate
+
+
+class Examiner:
+    """Examines batches of one role's raw rows."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.tokenizer = Tokenizer.from_file(settings.tokenizer)
+        self.guard = Guard(settings.leaks)
+
+    def examine(self, dataset: str, raw: list[dict]) -> Examined:
+        rows = [self.cleaned(dataset, row) for row in raw]
+        for row in rows:
+            row["reason"], row["detail"] = row["reason"] or self.fault(row), row["detail"] or ""
+        self.count_tokens([row for row in rows if not row["reason"]])
+        texts = [[*row["prompt_words"], *row["answer_words"]] for row in rows]
+        hashes, owners = hash_words(texts)
+        for row in rows:
+            row["split"] = row["split"] or split_of(row["prompt_key"], self.settings.format.validation)
+        self.mark_leaks(rows, hashes, owners)
+        return Examined(
+            pa.Table.from_pylist(rows, schema(self.settings.role)),
+            np.array([row["exact_key"] for row in rows], np.uint64),
+            np.array([row["unordered_key"] for row in rows], np.uint64),
+            np.array([row["prompt_key"] for row in rows], np.uint64),
+            duplicates.signatures(hashes, owners, len(rows)),
+            np.array([len(text) > duplicates.SHORTEST for text in texts], bool),
+        )
+
+    def cleaned(self, dataset: str, row: dict) -> dict:
+        """A row with normalised text, rendered by the template; a row with a fault passes as it is."""
+        common = {"source": row["source"], "id": row["id"], "dataset": dataset, "split": row["split"]}
+        common |= {"tokens": 0, "saved": 0, "arabic": 0.0, "leak": ""}
+        if row["fault"]:
+            empty = {"prompt_words": [], "answer_words": [], "contents": [], "given": []}
+            empty |= {"prompt_key": 0, "exact_key": 0, "unordered_key": 0}
+            return common | empty | {"reason": row["fault"], "detail": row["detail"], "text": row["original"]}
+        template, names = TEMPLATES[self.settings.prompt.template], ANSWERS[self.settings.role]
+        there = [name for name in names if row[name]]  # a single vote has one answer
+        given = [turn["content"] for turn in row["prompt"]] + [row[name][-1]["content"] for name in there]
+        contents = [self.normalise(content) for content in given]
+        turns = [{"role": turn["role"], "content": content} for turn, content in zip(row["prompt"], contents)]
+        asked, answered = contents[: len(turns)], contents[len(turns) :]
+        prompt_words, answer_words = words_of(asked), [arabic.words(answer) for answer in answered]
+        prompt_key, keys = key(prompt_words, asked), [key(words, [answer]) for words, answer in zip(answer_words, answered)]
+        return common | {
+            "prompt": template.render(turns, self.settings.prompt.system),
+            **dict.fromkeys(names, ""), **{name: template.complete(answer) for name, answer in zip(there, answered)},
+            "given": given, "contents": contents, "answers": answered,
+            "prompt_words": prompt_words, "answer_words": list(chain.from_iterable(answer_words)),
+            "prompt_key": prompt_key, "exact_key": joined(prompt_key, zip(there, keys)), "unordered_key": joined(prompt_key, sorted(keys)),
+            "arabic": arabic.arabic_share("\n".join([*asked, *answered[:1]])),
+            "reason": "", "detail": "",
+        }  # fmt: skip
+
+    def normalise(self, text: str) -> str:
+        policy = self.settings.text
+        return arabic.normalise(text, tashkeel=policy.tashkeel, digits=policy.digits, lookalikes=policy.lookalikes)
+
+    def fault(self, row: dict) -> str:
+        """The reason to drop a row that can be seen in its text, or ""."""
+        gate, answers, contents = self.settings.format, row["answers"], row["contents"]
+        if not answers or not all(contents):
+            return "empty"
+        if any(token in content for content in contents for token in SPECIAL):
+            return "special_token"  # it would end the turn, or open another
+        if sum(map(len, contents)) > LONGEST_TOKEN * self.settings.prompt.max_length:
+            return "too_long"  # for certain, and counting the tokens of a whole book would take minutes
+        if any(len(answer) < gate.min_answer and not answer.isdecimal() for answer in answers):
+            return "too_short"  # a single letter is no answer, a single digit can be
+        if row["arabic"] < gate.min_arabic:
+            return "wrong_language"
+        if len(answers) == 2 and answers[0] == answers[1]:
+            return "chosen_is_rejected"
+        if contents[-len(answers) - 1] in answers:
+            return "answer_is_prompt"
+        return ""
+
+    def count_tokens(self, rows: list[dict]) -> None:
+        """Tokens of prompt and longest answer, tokens that normalisation saved, and rows longer than max_length."""
+        answers, limit = ANSWERS[self.settings.role], self.settings.prompt.max_length
+        lengths = [self.lengths([row["prompt"] + row[name] for row in rows]) for name in answers]
+        changed = [row for row in rows if row["given"] != row["contents"]]
+        before = self.lengths(["\n".join(row["given"]) for row in changed])
+        after = self.lengths(["\n".join(row["contents"]) for row in changed])
+        for row, tokens in zip(rows, zip(*lengths)):
+            row["tokens"] = max(tokens)
+            if row["tokens"] > limit:  # the stop token, or the whole answer, would be cut
+                row["reason"], row["detail"] = "too_long", f"{row['tokens']} tokens"
+        for row, then, now in zip(changed, before, after):
+            row["saved"] = then - now
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        return [len(encoding) for encoding in self.tokenizer.encode_batch_fast(texts)]
+
+    def mark_leaks(self, rows: list[dict], hashes: np.ndarray, owners: np.ndarray) -> None:
+        for number, item in self.guard.find(hashes, owners).items():
+            row = rows[number]
+            if row["split"] == "train" and not row["reason"]:  # what is held out is not trained on
+                row["leak"] = item
+                if self.settings.format.leaks == "drop":
+                    row["reason"], row["detail"] = "leak", f"holds {item.replace(chr(9), ' ')}"
+
+
+def words_of(texts: list[str]) -> list[str]:
+    return [word for text in texts for word in arabic.words(text)]
+
+
+def key(words: list[str], texts: list[str]) -> int:
+    """A 64-bit hash of words, or of the texts themselves where these have no words (as "؟؟؟")."""
+    known = " ".join(words) if any(word != arabic.LINE_END for word in words) else ""
+    return xxh3_64_intdigest((known or "\0\0".join(texts)).encode())
+
+
+def joined(prompt_key: int, answer_keys: Iterable) -> int:
+    """A 64-bit hash of a prompt's hash and those of its answers."""
+    return xxh3_64_intdigest(repr((prompt_key, *answer_keys)).encode())
+
+
+def split_of(prompt_key: int, validation: float) -> str:
+    """By the prompt's hash, so that no prompt stands on both sides."""
+    return "validation" if prompt_key / 2**64 < validation else "train"

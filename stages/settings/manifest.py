@@ -1,0 +1,27 @@
+"""models/base.json: which base model it is, file by file, and where its files are on this machine."""
+
+from pathlib import Path
+
+from stages.settings.errors import Problem
+from stages.settings.files import is_there, read_json
+
+MANIFEST = Path("models/base.json")
+
+
+def repository_folder(kind: str, repo: str) -> Path:
+    """Of a model or dataset (`kind`) in the Hugging Face cache, in its documented layout."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
+
+
+def base_folder(manifest: Path = MANIFEST) -> Path:
+    """The folder of the base model that models/base.json names. Raises Problem where its files are not those recorded."""
+    base = read_json(manifest)
+    on_hub = "repo" in base
+    folder = repository_folder("model", base["repo"]) / "snapshots" / base["commit"] if on_hub else Path(base["path"])
+    for name, file in base["files"].items():
+        if not is_there(folder / name, file["size"]):
+            raise Problem(f"{manifest} names {name} with {file['size']:,} bytes, but that is not in {folder}: run `dvc repro -f base`")
+    return folder

@@ -1,0 +1,322 @@
+"""The schema of params.yaml: every setting, its type, its range, and what must fit together."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from stages.settings.errors import Problem
+from stages.settings.methods import METHODS
+from stages.text.prompts import TEMPLATES
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[\w-]+$")]  # of a dataset: also of its file, and of a key that -S can write
+Amount = Annotated[Any, AfterValidator(lambda value: _amount(value))]
+# What a dataset is for → the layout of its rows: continued training takes rows like those of sft.
+ROLES = {"instructions": "instructions", "preferences": "preferences", "continued": "instructions", "benchmarks": "benchmarks"}
+
+# What evaluate measures beside the benchmarks.
+LOWER_IS_BETTER = {
+    "validation_loss", "byte_perplexity", "place_bias", "loop_rate", "repetition", "empty_rate", "markup_rate", "latin_share", "cjk_share",
+    "divergence",
+}  # fmt: skip
+HIGHER_IS_BETTER = {
+    "preference", "preference_margin", "preference_accuracy_per_token", "stop_rate", "distinct_2", "arabic_share", "length_ratio", "chrf",
+}  # fmt: skip
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in type(self).model_fields:  # left out by `only`
+            raise Problem(f"dvc.yaml declares no parameter that covers `{name}` ({type(self).__name__}) for this stage: add it there")
+        raise AttributeError(name)
+
+
+class Source(Section):
+    """Where a dataset comes from and how its columns become ours: by `columns`, or by an `adapter` of stages/sources/catalog.py."""
+
+    builtin: Literal["skills"] | None = None
+    repo: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    columns: dict[str, str | list[str]] | None = None
+    adapter: str | None = None
+
+    @model_validator(mode="after")
+    def one_source(self) -> "Source":
+        if [self.builtin, self.repo, self.path].count(None) != 2:
+            raise ValueError("needs exactly one of `builtin`, `repo` (with `revision`) and `path`")
+        if self.repo and not self.revision:
+            raise ValueError("needs a `revision` beside `repo`: a commit, a tag or main")
+        if not self.builtin and (self.columns is None) == (self.adapter is None):
+            raise ValueError("needs `columns` (our column names and the dataset's) or an `adapter`, and not both")
+        return self
+
+
+class Rows(Section):
+    """How much to take: a sample of at most `rows`, and of at most `rows_per_task` of each task."""
+
+    rows: Amount = "all"
+    rows_per_task: Count | None = None
+
+
+class Own(Source, Rows):
+    """A dataset given where it is used: a source, and how much of it."""
+
+
+def _is_own(value: Any) -> str:
+    return "[own]" if isinstance(value, Own) or (isinstance(value, dict) and set(value) & set(Source.model_fields)) else "[rows]"
+
+
+Wanted = Annotated[
+    Annotated[Rows, Tag("[rows]")] | Annotated[Own, Tag("[own]")],
+    Discriminator(_is_own),
+    BeforeValidator(lambda value: value if isinstance(value, (dict, Rows)) else {"rows": value}),
+]
+Mixture = dict[Name, Wanted]
+
+
+class Data(Section):
+    instructions: Mixture
+    preferences: Mixture
+    continued: Mixture
+    benchmarks: Mixture
+
+
+class Datasets(Section):
+    instructions: dict[str, Source]
+    preferences: dict[str, Source]
+    benchmarks: dict[str, Source]
+
+
+class Text(Section):
+    tashkeel: Literal["keep", "strip"]
+    digits: Literal["keep", "western"]
+    lookalikes: Literal["keep", "arabic"]
+
+
+class Prompt(Section):
+    template: Literal[tuple(TEMPLATES)]
+    system: str
+    max_length: Annotated[int, Field(ge=16)]
+
+
+class Format(Section):
+    """The quality gate of stages/gate/quality.py."""
+
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    min_answer: Count
+    min_arabic: Annotated[float, Field(ge=0, le=1)]
+    near_duplicates: Annotated[float, Field(ge=0.5, le=1)]
+    leaks: Literal["drop", "flag"]
+    leak_overlap: Annotated[float, Field(gt=0, le=1)]
+    max_dropped: Annotated[float, Field(ge=0, le=1)]
+
+
+class Schedule(Section):
+    warmup: Share
+    schedule: Literal["cosine", "linear", "constant"]
+
+
+class Sft(Schedule):
+    epochs: Positive
+    packing: bool
+
+
+class Refinement(Section):
+    """How a pass after models/dpo differs from the stage that it repeats."""
+
+    beta_factor: Positive
+
+
+class Hardware(Section):
+    """Of the GPU that training must fit: stages/settings/memory.py."""
+
+    vram_gb: Positive
+
+
+class Common(Section):
+    """What every training stage shares."""
+
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+    compile: bool
+
+
+class Evaluate(Section):
+    split: Literal["test", "validation"]
+    style: Literal["lm-eval", "oall"]
+    shots: Annotated[int, Field(ge=0)]
+    chat: bool
+    rotate: bool
+    held_out: Count
+    health_prompts: Count
+    max_new_tokens: Count
+    require: dict[str, float]
+
+
+class Lora(Section):
+    r: Count
+    alpha: Count
+    dropout: Share
+    targets: Literal["all-linear"] | list[str]
+    rslora: bool
+    dora: bool
+
+
+class Training(Section):
+    """How a model is trained in one stage. A step sees batch_size x accumulation rows."""
+
+    learning_rate: Positive
+    batch_size: Count
+    accumulation: Count
+    gradient_checkpointing: bool
+
+
+class SftTraining(Training):
+    lora: Lora | None
+
+
+class Weights(Section):
+    """Where a base model comes from and how it is held in memory: a hub `repo` at a `revision`, or a local `path`."""
+
+    repo: str | None = None
+    path: str | None = None
+    revision: str | None = None
+    quantization: Literal["none", "nf4"]
+    dtype: Literal["float32", "bfloat16", "float16"]
+
+    @model_validator(mode="after")
+    def one_source(self) -> "Weights":
+        if (self.repo is None) == (self.path is None):
+            raise ValueError("needs either `repo` (with `revision`) or `path`, and not both")
+        if self.repo and not self.revision:
+            raise ValueError("needs a `revision` beside `repo`: a commit, a tag or main")
+        return self
+
+
+class Model(Section):
+    weights: Weights
+    sft: SftTraining
+    preference: Training
+
+    @model_validator(mode="after")
+    def quantised_needs_lora(self) -> "Model":
+        if self.weights.quantization == "nf4" and self.sft.lora is None:
+            raise ValueError("4-bit weights cannot be trained in full: give sft.lora, or quantization: none")
+        return self
+
+
+class Method(Section):
+    """Hyperparameters of a method; which of the optional ones it takes is in methods.METHODS."""
+
+    learning_rate_factor: Positive
+    epochs: Positive
+    beta: Positive | None = None
+    sft_weight: Annotated[float, Field(ge=0)] | None = None
+    desirable_weight: Positive | None = None
+    undesirable_weight: Positive | None = None
+    label_smoothing: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    simpo_gamma: Annotated[float, Field(ge=0)] | None = None
+
+
+class Nano(Section):
+    seed: int
+    documents: Count
+    vocab_size: Annotated[int, Field(ge=512)]
+    hidden_size: Count
+    intermediate_size: Count
+    layers: Count
+    heads: Count
+    key_value_heads: Count
+    block: Count
+    batch_size: Count
+    learning_rate: Positive
+
+
+class Params(Section):
+    """The whole file. Every setting is required: a default hidden in code would be a hyperparameter that DVC cannot see."""
+
+    model: str
+    method: str
+    refine: list[str]
+    launch: Annotated[str, Field(pattern=r"\S")]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    data: Data
+    text: Text
+    prompt: Prompt
+    format: Format
+    hardware: Hardware
+    training: Common
+    sft: Sft
+    preference: Schedule
+    refinement: Refinement
+    evaluate: Evaluate
+    models: dict[str, Model]
+    methods: dict[str, Method]
+    datasets: Datasets
+    nano: Nano
+
+    @model_validator(mode="after")
+    def names_exist(self) -> "Params":
+        _known("model", self.model, self.models)
+        _known("method", self.method, self.methods)
+        for name in self.refine:
+            _known("refine", name, self.methods)
+        for role in ROLES:
+            if role != "benchmarks" and not getattr(self.data, role):
+                raise ValueError(f"data.{role} is empty: name a dataset, for example skills: 1000")
+            for name, wanted in getattr(self.data, role).items():
+                if not isinstance(wanted, Own):
+                    _known(f"data.{role}", name, getattr(self.datasets, ROLES[role]))
+        if METHODS.get(self.method) and METHODS[self.method].trainer == "sft":
+            raise ValueError(f"method is {self.method!r}, which learns from no preferences: write refine: [{self.method}]")
+        if len(set(self.refine)) < len(self.refine):
+            raise ValueError(f"refine is {self.refine}: each pass can stand in it once")
+        return self
+
+    @model_validator(mode="after")
+    def methods_fit(self) -> "Params":
+        for name, given in self.methods.items():
+            _known("methods", name, METHODS)
+            method = METHODS[name]
+            optional = [key for key, field in Method.model_fields.items() if not field.is_required()]
+            extra = {key for key in optional if getattr(given, key) is not None}
+            for key in sorted(extra ^ set(method.hyperparameters)):
+                raise ValueError(f"methods.{name}.{key} is {'not used by' if key in extra else 'required by'} {name}")
+        for name in {self.method, *self.refine}:
+            batch = self.models[self.model].preference.batch_size
+            if batch < METHODS[name].min_batch_size:
+                key = f"models.{self.model}.preference.batch_size"
+                raise ValueError(f"{key} is {batch}: {name} compares rows of a batch and needs at least {METHODS[name].min_batch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def requirements_are_measured(self) -> "Params":
+        known = LOWER_IS_BETTER | HIGHER_IS_BETTER | set(self.data.benchmarks)
+        for name in self.evaluate.require:
+            if not any(name == one or name.startswith(f"{one}_") for one in self.data.benchmarks):
+                _known("evaluate.require", name, dict.fromkeys(sorted(known)))
+        return self
+
+    @property
+    def chosen_model(self) -> Model:
+        return self.models[self.model]
+
+    def mixture(self, role: str) -> dict[str, tuple[Source, Rows]]:
+        """The datasets of a role, in order: where each comes from and how much of it is taken."""
+        wanted, known = getattr(self.data, role), getattr(self.datasets, ROLES[role])
+        return {name: (own if isinstance(own, Own) else known[name], own) for name, own in wanted.items()}
+
+
+def _amount(value: Any) -> int | str:
+    if value == "all" or (type(value) is int and value > 0):
+        return value
+    raise ValueError(f"must be a number of rows or `all`, not {value!r}")
+
+
+def _known(key: str, value: str, table: dict) -> None:
+    if value not in table:
+        raise ValueError(f"{key} is {value!r}: it must be one of {', '.join(table)}")

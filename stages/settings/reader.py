@@ -1,0 +1,55 @@
+"""params.yaml, read and checked whole. Nothing else reads it."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from stages.settings import memory
+from stages.settings.errors import Problem
+from stages.settings.params import Params
+
+
+def read(path: Path = Path("params.yaml")) -> Params:
+    """Read and check the whole file. Raises Problem naming the key, its value and what is allowed."""
+    try:
+        params = Params.model_validate(load(path))
+    except ValidationError as error:
+        first, *others = error.errors()
+        more = f" (and {len(others)} more)" if others else ""
+        raise Problem(f"params.yaml: {explain(first)}{more}") from None
+    memory.check(params)
+    return params
+
+
+def load(path: Path) -> Any:
+    """A YAML file. Raises Problem where it is none."""
+    # Not PyYAML, which reads 5e-6 as a string; ruamel is also what `dvc exp run -S` writes with.
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Problem(f"{path} not found: run from the root of the repository") from None
+    except Exception as error:
+        raise Problem(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def explain(error: dict) -> str:
+    """One of pydantic's errors: the key, its value and what is allowed."""
+    names = [str(part) for part in error["loc"] if part not in ("int", "float", "str", "constrained-int") and "[" not in str(part)]
+    key = ".".join(names)
+    if error["type"] == "extra_forbidden":
+        return f"{key} is not a known key: remove it or correct its name"
+    if error["type"] == "missing":
+        return f"{key} is missing: add it (git shows the last good value)"
+    if error["type"] == "value_error":
+        return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    return f"{key} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def value_of(params: dict, key: str) -> Any:
+    """The value of a dotted key; None where it does not exist."""
+    value: Any = params
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

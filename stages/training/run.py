@@ -1,0 +1,173 @@
+"""What sft, dpo and refine share: trainer arguments, and a run that can be killed, from its checkpoint to its metrics."""
+
+import csv
+import errno
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from datasets import Dataset
+from datasets.table import InMemoryTable
+from pyarrow import parquet
+from safetensors import SafetensorError
+from transformers import PrinterCallback, Trainer
+
+from stages.console.progress import Progress, Watch
+from stages.model import modeling
+from stages.model.device import compute_dtype, peak_memory
+from stages.settings import memory
+from stages.settings.errors import Problem
+from stages.settings.files import cache, read_json, replace_file, write_json
+from stages.settings.params import Params, Schedule, Training
+from stages.settings.reader import read
+from stages.training import checkpoints
+
+# Our name of a logged quantity → the trainer's.
+CURVES = {
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "margin": "rewards/margins",
+    "accuracy": "rewards/accuracies",
+    "chosen_logp": "logps/chosen",
+    "rejected_logp": "logps/rejected",
+}
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
+
+
+def load_rows(path: Path, columns: Iterable[str]) -> Dataset:
+    """Columns of a Parquet file as an in-memory dataset (datasets' own reader would leave a copy in a cache)."""
+    return Dataset(InMemoryTable(parquet.read_table(path, columns=list(columns))))
+
+
+def arguments(params: Params, training: Training, schedule: Schedule, epochs: float, learning_rate: float) -> dict:
+    """Trainer arguments that every stage has in common."""
+    on_gpu, dtype = torch.cuda.is_available(), compute_dtype(params.chosen_model.weights)
+    return {
+        "output_dir": str(cache("checkpoints")),  # until `run` knows the folder of its own
+        "num_train_epochs": epochs,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": schedule.schedule,
+        "warmup_steps": schedule.warmup,
+        "optim": OPTIMIZERS[params.training.optimizer],
+        "per_device_train_batch_size": training.batch_size,
+        "gradient_accumulation_steps": shared(params, training),
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "max_length": params.prompt.max_length,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "torch_compile": params.training.compile,
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "dataloader_num_workers": 2 if on_gpu else 0,
+        "ddp_timeout": 24 * 3600,  # seconds that processes wait while the first one computes the reference
+        "ddp_find_unused_parameters": False,
+        "log_level": "error",
+        "log_level_replica": "error",
+        "seed": params.seed,
+        "data_seed": params.seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would hide a lost loss behind the one before
+        "disable_tqdm": True,
+        "save_strategy": "steps",
+        "save_steps": 0.05,  # of all
+        "save_total_limit": 2,
+        "report_to": "none",
+    }
+
+
+def shared(params: Params, training: Training) -> int:
+    """Accumulation of one process: a step sees batch_size x accumulation rows however many GPUs there are."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if training.accumulation % processes:
+        raise Problem(
+            f"accumulation is {training.accumulation} for {params.model}, which {processes} processes cannot share: make it a multiple of "
+            f"{processes} and batch_size smaller by as much, so that a step sees as many rows as before"
+        )
+    return training.accumulation // processes
+
+
+def train(trainer: Trainer, name: str, params: Params, provenance: dict) -> dict:
+    """Train, from the last whole checkpoint of this very run if there is one; then write models/<name>, its curves and metrics.
+
+    Raises Problem, with a cure, where the loss is lost or the run was stopped before its end.
+    """
+    precision = compute_dtype(params.chosen_model.weights)
+    if str(precision) != f"torch.{params.chosen_model.weights.dtype}":
+        print(f"{name}: this GPU has no bfloat16: computing in float16 with a loss scaler")
+    determinants = provenance | {"processes": trainer.args.world_size, "device": trainer.args.device.type, "precision": str(precision)}
+    trainer.remove_callback(PrinterCallback)
+    with checkpoints.claimed(name, determinants, trainer.accelerator) as folder:
+        trainer.args.output_dir = str(folder)
+        resumed, tokens = checkpoints.last_whole(folder), 0
+        if resumed:
+            print(f"{name}: going on from {resumed.name}", flush=True)
+            tokens = tokens_seen(read_json(resumed / "trainer_state.json")["log_history"])
+            trainer._total_train_tokens = tokens  # TRL would count from nothing again
+        trainer.add_callback(Progress(name, tokens))
+        trainer.add_callback(Watch(name, trainer))
+        started = time.monotonic()
+        trainer.train(resume_from_checkpoint=resumed and str(resumed))
+        found = facts(trainer, tokens, time.monotonic() - started)
+        if trainer.state.global_step < trainer.state.max_steps:
+            raise Problem(f"{name} stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: run again to go on")
+        modeling.save_checkpoint(trainer, Path("models") / name, provenance)
+        if trainer.is_world_process_zero():
+            write_curves(Path(f"metrics/curves/{name}.tsv"), trainer.state.log_history)
+            write_json(Path(f"metrics/train_{name}.json"), found)
+            print(f"{name}: {found['steps']} steps, loss {found['start_loss']:.3f} → {found['final_loss']:.3f}, {found['seconds']:.0f} s")
+    return found
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Around a training stage: one line with a cure for what stops a good run, be it no memory, no disk, or a person."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise Problem(memory.advice(read(), name)) from None  # read(): the plan asks for more than a stage may see
+    except KeyboardInterrupt:
+        raise Problem(f"{name} was interrupted: the same command goes on from its last checkpoint") from None
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # How the operating system, safetensors and torch.save say it.
+        if getattr(error, "errno", None) == errno.ENOSPC or any(sign in str(error) for sign in ("No space left", "inline_container")):
+            raise Problem(f"{name}: the disk is full: free some space; the same command goes on from its last checkpoint") from None
+        raise
+
+
+def write_curves(path: Path, history: list[dict]) -> None:
+    """One row per step, for `dvc plots`."""
+    history = [entry for entry in history if "loss" in entry]
+    names = [ours for ours, theirs in CURVES.items() if any(theirs in entry for entry in history)]
+    with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["step", *names])
+        # A step of good answers alone, or of bad ones, has no margin.
+        cells = [[f"{entry[CURVES[name]]:.6g}" if CURVES[name] in entry else "" for name in names] for entry in history]
+        writer.writerows([entry["step"], *own] for entry, own in zip(history, cells))
+
+
+def tokens_seen(history: list[dict]) -> int:
+    """By a training whose log this is, since its first step."""
+    return max((int(entry.get("num_tokens", 0)) for entry in history), default=0)
+
+
+def facts(trainer: Trainer, tokens_before: int, seconds: float) -> dict:
+    """Steps, losses and margins first and last (mean of the last tenth), then speed and memory of this process."""
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    tail = history[-max(1, len(history) // 10) :]
+    found = {"steps": history[-1]["step"], "start_loss": round(history[0]["loss"], 4)}
+    for ours in ("loss", "margin", "accuracy"):
+        if known := [entry[CURVES[ours]] for entry in tail if CURVES[ours] in entry]:
+            found[f"final_{ours}"] = round(fmean(known), 4)
+    tokens = tokens_seen(history)
+    return found | {
+        "tokens": tokens,
+        "tokens_per_second": round((tokens - tokens_before) / seconds),
+        "seconds": round(seconds, 1),
+        "peak_memory_gb": round(peak_memory(), 2),
+    }
