@@ -2,13 +2,13 @@
 
     python -m benchmarks.export [--size 0.6b] [--quantization none|nf4] [--gguf q4_k_m] [--json FILE]
 
-    peft   what PEFT's documentation shows: the base loaded whole, the adapter on it, merge_and_unload, save_pretrained
-    ours   tools/export/merge.py: shard by shard
-    gguf   tools/export/gguf_file.py, of the merged model
+    peft   what PEFT's documentation shows: the base loaded whole, the adapter on it, merge_and_unload,
+    save_pretrained ours   tools/export/merge.py: shard by shard gguf   tools/export/gguf_file.py, of the
+    merged model
 
-The base has random weights in bfloat16 (speed does not depend on their values) in shards of about 4 GB, the adapter rank 16 on
-all linear layers. Every variant runs in a process of its own; its peak is that of resident memory, pages of mapped files
-included. From a 4-bit base peft merges what `dequantize()` makes of it.
+The base has random weights in bfloat16 (speed does not depend on their values) in shards of about 4 GB, the
+adapter rank 16 on all linear layers. Every variant runs in a process of its own; its peak is that of resident
+memory, pages of mapped files included. From a 4-bit base peft merges what `dequantize()` makes of it.
 """
 
 import argparse
@@ -24,10 +24,34 @@ from stages.settings.params import Weights
 from stages.settings.stage import quiet
 
 SIZES = {
-    "tiny": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
-    "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8},
-    "3b": {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2},
-    "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4},
+    "tiny": {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "0.6b": {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+    },
+    "3b": {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+    },
+    "7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+    },
 }
 VOCABULARY = {"tiny": 4096}  # others Qwen's
 SHARD = 4e9  # bytes
@@ -36,9 +60,13 @@ BASE, ADAPTER, PEFT, MERGED = Path("base"), Path("adapter"), Path("by-peft"), Pa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=list(SIZES), default="0.6b")
-    parser.add_argument("--quantization", choices=["none", "nf4"], default="none", help="of the base in training")
+    parser.add_argument(
+        "--quantization", choices=["none", "nf4"], default="none", help="of the base in training"
+    )
     parser.add_argument("--gguf", default="q4_k_m", choices=["f16", "q8_0", "q4_k_m"])
     parser.add_argument("--json", type=Path, metavar="FILE", help="the numbers for programs")
     asked = parser.parse_args()
@@ -67,7 +95,9 @@ def prepare(size: str) -> float:
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
     root, shape = Path(__file__).parents[1], SIZES[size]
-    config = Qwen2Config(**shape, vocab_size=VOCABULARY.get(size, 151936), tie_word_embeddings=size != "7b", dtype="bfloat16")
+    config = Qwen2Config(
+        **shape, vocab_size=VOCABULARY.get(size, 151936), tie_word_embeddings=size != "7b", dtype="bfloat16"
+    )
     config.architectures = ["Qwen2ForCausalLM"]
     config.save_pretrained(BASE)
     AutoTokenizer.from_pretrained(root / "models/nano").save_pretrained(BASE)
@@ -85,8 +115,12 @@ def prepare(size: str) -> float:
     save_file(shards[-1], BASE / last, metadata={"format": "pt"})
     where = {name: f"model-{i:05}.safetensors" for i, shard in enumerate(shards, 1) for name in shard}
     total = sum(path.stat().st_size for path in BASE.glob("*.safetensors"))
-    write_json(BASE / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
-    adapted = get_peft_model(model.to_empty(device="cpu"), LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+    write_json(
+        BASE / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where}
+    )
+    adapted = get_peft_model(
+        model.to_empty(device="cpu"), LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+    )
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = torch.randn(parameter.shape) * 0.01
@@ -101,9 +135,14 @@ def peft(quantization: str) -> dict:
 
     start = time.perf_counter()
     nf4 = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    model = AutoModelForCausalLM.from_pretrained(BASE, dtype="auto", quantization_config=nf4 if quantization == "nf4" else None)
+    model = AutoModelForCausalLM.from_pretrained(
+        BASE, dtype="auto", quantization_config=nf4 if quantization == "nf4" else None
+    )
     if quantization == "nf4":
         model = model.dequantize()
     PeftModel.from_pretrained(model, ADAPTER).merge_and_unload().save_pretrained(PEFT, max_shard_size="4GB")
@@ -124,9 +163,13 @@ def difference() -> float:
     from safetensors import safe_open
 
     theirs, our = (
-        {name: path for path in folder.glob("*.safetensors") for name in list(safe_open(path, "pt").keys())} for folder in (PEFT, MERGED)
+        {name: path for path in folder.glob("*.safetensors") for name in list(safe_open(path, "pt").keys())}
+        for folder in (PEFT, MERGED)
     )
-    tensors = ((safe_open(our[name], "pt").get_tensor(name), safe_open(theirs[name], "pt").get_tensor(name)) for name in our)
+    tensors = (
+        (safe_open(our[name], "pt").get_tensor(name), safe_open(theirs[name], "pt").get_tensor(name))
+        for name in our
+    )
     return max((one.float() - other.float()).abs().max().item() for one, other in tensors)
 
 
@@ -145,7 +188,10 @@ def gguf(kind: str) -> dict:
 
 def measured(start: float) -> dict:
     scale = 1 if sys.platform == "darwin" else 1024
-    return {"seconds": time.perf_counter() - start, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9}
+    return {
+        "seconds": time.perf_counter() - start,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9,
+    }
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Formatting at real size: our stage, and the usual ways to do its parts, side by side on the same generated rows.
+"""Formatting at real size: our stage, and the usual ways to do its parts, side by side on the same generated
+rows.
 
     python -m benchmarks.format [--rows 500000] [--alternatives-rows 50000] [--tokenizer tokenizer.json]
 
-Rows are Arabic-like words with the frequencies of a language (Zipf), about 600 bytes each, with known exact duplicates, near
-duplicates (one word in twenty changed) and leaked benchmark questions among them, so that what is found can be counted. The stage
-runs whole, as `dvc repro` runs it, in a temporary folder; memory is the sum over all its processes, sampled.
+Rows are Arabic-like words with the frequencies of a language (Zipf), about 600 bytes each, with known exact
+duplicates, near duplicates (one word in twenty changed) and leaked benchmark questions among them, so that
+what is found can be counted. The stage runs whole, as `dvc repro` runs it, in a temporary folder; memory is
+the sum over all its processes, sampled.
 """
 
 import argparse
@@ -49,7 +51,9 @@ class Language:
 
     def texts(self, count: int, mean: float, shortest: int) -> list[list[str]]:
         lengths = np.clip(self.rng.lognormal(np.log(mean), 0.5, count), shortest, 6 * mean).astype(int)
-        ids = np.minimum(np.searchsorted(self.cumulative, self.rng.random(lengths.sum())), len(self.words) - 1)
+        ids = np.minimum(
+            np.searchsorted(self.cumulative, self.rng.random(lengths.sum())), len(self.words) - 1
+        )
         return [part.tolist() for part in np.split(self.words[ids], np.cumsum(lengths)[:-1])]
 
 
@@ -60,7 +64,9 @@ def generate(folder: Path, rows: int) -> dict[str, int]:
     write_benchmark(folder, questions)
     (folder / "data/raw/instructions").mkdir(parents=True)
     kinds, done, kept = {"repeated": 0, "nearly": 0, "leaked": 0}, 0, []
-    with parquet.ParquetWriter(folder / "data/raw/instructions/generated.parquet", catalog.SCHEMAS["instructions"]) as writer:
+    with parquet.ParquetWriter(
+        folder / "data/raw/instructions/generated.parquet", catalog.SCHEMAS["instructions"]
+    ) as writer:
         while done < rows:
             count = min(fetch.GROUP, rows - done)
             pairs = list(zip(language.texts(count, 16, 5), language.texts(count, 36, 5)))
@@ -71,14 +77,21 @@ def generate(folder: Path, rows: int) -> dict[str, int]:
                 elif chance < REPEATED + NEARLY and old and len(old[1]) > 25:
                     pairs[i], kinds["nearly"] = (old[0], changed(old[1], language)), kinds["nearly"] + 1
                 elif chance > 1 - LEAKED:
-                    pairs[i], kinds["leaked"] = (questions[int(language.rng.integers(QUESTIONS))], pairs[i][1]), kinds["leaked"] + 1
+                    pairs[i], kinds["leaked"] = (
+                        (questions[int(language.rng.integers(QUESTIONS))], pairs[i][1]),
+                        kinds["leaked"] + 1,
+                    )
                 elif len(kept) < 20_000:
                     kept.append(pairs[i])
             writer.write_table(
-                pa.Table.from_pylist([row(done + i, *pair) for i, pair in enumerate(pairs)], catalog.SCHEMAS["instructions"])
+                pa.Table.from_pylist(
+                    [row(done + i, *pair) for i, pair in enumerate(pairs)], catalog.SCHEMAS["instructions"]
+                )
             )
             done += count
-    (folder / "data/raw/instructions/sources.json").write_text(json.dumps({"generated": {"published": rows, "taken": rows}}))
+    (folder / "data/raw/instructions/sources.json").write_text(
+        json.dumps({"generated": {"published": rows, "taken": rows}})
+    )
     return kinds
 
 
@@ -98,17 +111,22 @@ def row(number: int, question: list[str], answer: list[str]) -> dict:
 def write_benchmark(folder: Path, questions: list[list[str]]) -> None:
     (folder / "data/raw/benchmarks").mkdir(parents=True)
     rows = [
-        catalog.question(" ".join(words) + "؟", ["أ", "ب"], 0, "generated") | {"id": str(i), "source": "exam", "split": "test"}
+        catalog.question(" ".join(words) + "؟", ["أ", "ب"], 0, "generated")
+        | {"id": str(i), "source": "exam", "split": "test"}
         for i, words in enumerate(questions)
     ]
-    parquet.write_table(pa.Table.from_pylist(rows, catalog.SCHEMAS["benchmarks"]), folder / "data/raw/benchmarks/exam.parquet")
+    parquet.write_table(
+        pa.Table.from_pylist(rows, catalog.SCHEMAS["benchmarks"]), folder / "data/raw/benchmarks/exam.parquet"
+    )
 
 
-# --- measuring ------------------------------------------------------------------------------------------------------------
+# --- measuring ----------------------------------------------------------------------------------------------
 
 
 def tree_memory(pid: int) -> int:
-    """Bytes of memory that a process and its children hold, shared pages counted once each process (an upper bound)."""
+    """Bytes of memory that a process and its children hold, shared pages counted once each process (an upper
+    bound).
+    """
     total, pids = 0, [pid]
     while pids:
         one = pids.pop()
@@ -157,24 +175,39 @@ def stage_whole(rows: int, tokenizer: Path) -> None:
         model = folder / "models/base"
         model.mkdir(parents=True)
         shutil.copy(tokenizer, model / "tokenizer.json")
-        manifest = {"model": "benchmark", "path": "models/base", "files": {"tokenizer.json": {"size": tokenizer.stat().st_size}}}
+        manifest = {
+            "model": "benchmark",
+            "path": "models/base",
+            "files": {"tokenizer.json": {"size": tokenizer.stat().st_size}},
+        }
         (folder / "models/base.json").write_text(json.dumps(manifest))
         kinds = generate(folder, rows)
         size = sum(len(text.encode()) for text in sample_texts(folder, 2000)) / 2000
         seconds, memory = measured([sys.executable, "-m", "stages.format", "instructions"], folder)
         report = json.loads((folder / "data/formatted/instructions/report.json").read_text())
     lost = report["dropped"]
-    print(f"stage, whole    {rows:>9,} rows of {size:.0f} bytes  {seconds:7.1f} s  {rows / seconds:9,.0f} rows/s  {memory:.2f} GB")
+    print(
+        f"stage, whole    {rows:>9,} rows of {size:.0f} bytes  {seconds:7.1f} s  {rows / seconds:9,.0f} "
+        f"rows/s  {memory:.2f} GB"
+    )
     print(f"                put in: {kinds}")
-    print(f"                dropped: {lost}; rows add up: {report['rows'] == report['train'] + report['validation'] + sum(lost.values())}")
+    print(
+        f"                dropped: {lost}; rows add up: "
+        f"{report['rows'] == report['train'] + report['validation'] + sum(lost.values())}"
+    )
 
 
 def sample_texts(folder: Path, count: int) -> list[str]:
-    rows = parquet.ParquetFile(folder / "data/raw/instructions/generated.parquet").read_row_group(0).slice(0, count).to_pylist()
+    rows = (
+        parquet.ParquetFile(folder / "data/raw/instructions/generated.parquet")
+        .read_row_group(0)
+        .slice(0, count)
+        .to_pylist()
+    )
     return [f"{one['prompt'][0]['content']} {one['completion'][0]['content']}" for one in rows]
 
 
-# --- ours and the alternative, part by part -------------------------------------------------------------------------------
+# --- ours and the alternative, part by part -----------------------------------------------------------------
 
 
 def parts(rows: int) -> None:
@@ -185,26 +218,36 @@ def parts(rows: int) -> None:
     new = rows // 2 + language.rng.choice(rows // 2, rows // 20, replace=False)
     for source, target in zip(old, new):
         texts[target] = " ".join(changed(texts[source].split(), language))
-    for name, action in (("ours: rensa signatures, numpy bands", ours_near), ("datasketch MinHashLSH", datasketch_near)):
+    for name, action in (
+        ("ours: rensa signatures, numpy bands", ours_near),
+        ("datasketch MinHashLSH", datasketch_near),
+    ):
         seconds, found = timed(lambda action=action: action(texts))
         if found is None:
             print(f"near duplicates {name:<40} not installed")
             continue
         share = len(found & set(new.tolist())) / len(new)
-        print(f"near duplicates {name:<40} {rows:,} rows  {seconds:6.1f} s  found {share:.3f} of {len(new):,}")
+        print(
+            f"near duplicates {name:<40} {rows:,} rows  {seconds:6.1f} s  found {share:.3f} of {len(new):,}"
+        )
     for name, action in (
         ("ours: batches of lists", ours_map),
         ("datasets.map, batched", datasets_map),
         ("datasets.map, by row", datasets_rows),
     ):
-        print(f"normalise       {name:<40} {rows:,} rows  {timed(lambda action=action: action(texts))[0]:6.1f} s")
+        print(
+            f"normalise       {name:<40} {rows:,} rows  "
+            f"{timed(lambda action=action: action(texts))[0]:6.1f} s"
+        )
 
 
 def ours_near(texts: list[str]) -> set[int]:
     hashes, owners = shingles.hash_words([arabic.words(text) for text in texts])
     signature = duplicates.signatures(hashes, owners, len(texts))
     keys = duplicates.band_keys(signature, duplicates.band_rows(0.8))
-    return set(np.flatnonzero(duplicates.near_twins(keys, signature, np.ones(len(texts), bool), 0.8) >= 0).tolist())
+    return set(
+        np.flatnonzero(duplicates.near_twins(keys, signature, np.ones(len(texts), bool), 0.8) >= 0).tolist()
+    )
 
 
 def datasketch_near(texts: list[str]) -> set[int] | None:
@@ -225,13 +268,23 @@ def datasketch_near(texts: list[str]) -> set[int] | None:
 
 def ours_map(texts: list[str]) -> object:
     table = pa.table({"text": texts})
-    return pa.table({"text": [arabic.normalise(text) for batch in table.to_batches(10_000) for text in batch["text"].to_pylist()]})
+    return pa.table(
+        {
+            "text": [
+                arabic.normalise(text)
+                for batch in table.to_batches(10_000)
+                for text in batch["text"].to_pylist()
+            ]
+        }
+    )
 
 
 def datasets_map(texts: list[str]) -> object:
     from datasets import Dataset
 
-    return Dataset.from_dict({"text": texts}).map(lambda rows: {"text": [arabic.normalise(text) for text in rows["text"]]}, batched=True)
+    return Dataset.from_dict({"text": texts}).map(
+        lambda rows: {"text": [arabic.normalise(text) for text in rows["text"]]}, batched=True
+    )
 
 
 def datasets_rows(texts: list[str]) -> object:
@@ -241,9 +294,18 @@ def datasets_rows(texts: list[str]) -> object:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[500_000], help="sizes to run the whole stage at")
-    parser.add_argument("--alternatives-rows", type=int, default=50_000, help="rows for the part-by-part comparison; 0: leave it out")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[500_000], help="sizes to run the whole stage at"
+    )
+    parser.add_argument(
+        "--alternatives-rows",
+        type=int,
+        default=50_000,
+        help="rows for the part-by-part comparison; 0: leave it out",
+    )
     parser.add_argument("--tokenizer", type=Path, default=ROOT / "models/nano/tokenizer.json")
     arguments = parser.parse_args()
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"

@@ -2,8 +2,9 @@
 
     python -m benchmarks.methods [--seeds 1 2 3] [--methods dpo kto] [--split validation] [-S key=value …]
 
-Works in a temporary clone of HEAD with `dvc exp run`, so it measures what is committed and leaves this checkout alone.
-Content (exact match) and form (full sentence) stand side by side: each can be bought with the other.
+Works in a temporary clone of HEAD with `dvc exp run`, so it measures what is committed and leaves this
+checkout alone. Content (exact match) and form (full sentence) stand side by side: each can be bought with the
+other.
 """
 
 import argparse
@@ -40,21 +41,33 @@ def main() -> None:
         found: dict[str, list[dict]] = {}
         for seed in arguments.seeds:
             for method in arguments.methods:
-                run(clone, [f"seed={seed}", f"method={method}", f"evaluate.split={arguments.split}", *arguments.set])
+                run(
+                    clone,
+                    [f"seed={seed}", f"method={method}", f"evaluate.split={arguments.split}", *arguments.set],
+                )
                 found.setdefault(method, []).append(metrics(clone, "dpo"))
                 print(f"seed {seed}, {method}: {summary(found[method][-1])}", file=sys.stderr, flush=True)
             for checkpoint in ("base", "sft"):
                 found.setdefault(checkpoint, []).append(metrics(clone, checkpoint))
     order = ["base", "sft", *arguments.methods]
-    print(table({name: found[name] for name in order}, f"{arguments.split} split, seeds {', '.join(map(str, arguments.seeds))}"))
+    print(
+        table(
+            {name: found[name] for name in order},
+            f"{arguments.split} split, seeds {', '.join(map(str, arguments.seeds))}",
+        )
+    )
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--methods", nargs="+", default=PREFERENCE, choices=PREFERENCE)
     parser.add_argument("--split", choices=["validation", "test"], default="validation")
-    parser.add_argument("-S", dest="set", action="append", default=[], metavar="key=value", help="as in dvc exp run")
+    parser.add_argument(
+        "-S", dest="set", action="append", default=[], metavar="key=value", help="as in dvc exp run"
+    )
     return parser.parse_args()
 
 
@@ -68,7 +81,9 @@ def run(clone: Path, overrides: list[str]) -> None:
 
 def metrics(clone: Path, checkpoint: str) -> dict[str, float]:
     slices = read_json(clone / f"metrics/tables/{checkpoint}.json")["slices"]
-    found = read_json(clone / f"metrics/{checkpoint}.json") | {f"{one['benchmark']}: {one['name']}": one["value"] for one in slices}
+    found = read_json(clone / f"metrics/{checkpoint}.json") | {
+        f"{one['benchmark']}: {one['name']}": one["value"] for one in slices
+    }
     return {title: found[key] for title, key in COLUMNS.items()}
 
 

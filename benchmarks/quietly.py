@@ -1,4 +1,6 @@
-"""Imported first by the fork server of the benchmarks, which imports the libraries before any of our code runs."""
+"""Imported first by the fork server of the benchmarks, which imports the libraries before any of our code
+runs.
+"""
 
 from stages.settings.stage import quiet
 

@@ -1,28 +1,34 @@
 """Training beside the usual ways to do it, in one run, on the same rows.
 
-    python -m benchmarks.train [--size small] [--rows 96] [--pairs 32] [--only sft|preference] [--threads 2] [--json FILE]
+    python -m benchmarks.train [--size small] [--rows 96] [--pairs 32] [--only sft|preference] [--threads 2]
+    [--json FILE]
 
-Supervised fine-tuning, one pass over the same rows at the same learning rate:
-    guide  what tutorials for Qwen, LoRA and Arabic publish, corrected only so far that it runs on today's libraries: a plain
-           transformers Trainer on one text column (prompt and answer in one string), random batches of 8 padded to their longest
-           row, the logits and the loss of whole sequences
-    trl    SFTTrainer with its defaults: prompt and completion columns, random batches of 8 padded to their longest row
-    ours   stages/sft.py: rows packed with documents, one at a time, and the logits of answers alone
-All three train the project's LoRA. 8 rows make an optimiser step; ours is a pack of 1,024 tokens, which holds about as many.
+Supervised fine-tuning, one pass over the same rows at the same learning rate: guide  what tutorials for Qwen,
+    LoRA and Arabic publish, corrected only so far that it runs on today's libraries: a plain
+           transformers Trainer on one text column (prompt and answer in one string), random batches of 8
+           padded to their longest row, the logits and the loss of whole sequences
+    trl    SFTTrainer with its defaults: prompt and completion columns, random batches of 8 padded to their
+    longest row ours   stages/sft.py: rows packed with documents, one at a time, and the logits of answers
+    alone
+All three train the project's LoRA. 8 rows make an optimiser step; ours is a pack of 1,024 tokens, which holds
+about as many.
 
-The preference stage, one pass over the same pairs at the same rate, 8 to an optimiser step, from the adapter that `ours` trained:
-    trl          DPOTrainer with its defaults: random batches of 8, and a frozen copy of the adapter that scores each
-    ours-first   stages/dpo.py: 2 pairs of similar length at a time; the policy scores all answers before its first step and stores it
-    ours-second  another method on the same pairs: the scores of their answers are found on disk
+The preference stage, one pass over the same pairs at the same rate, 8 to an optimiser step, from the adapter
+    that `ours` trained: trl          DPOTrainer with its defaults: random batches of 8, and a frozen copy of
+    the adapter that scores each ours-first   stages/dpo.py: 2 pairs of similar length at a time; the policy
+    scores all answers before its first step and stores it ours-second  another method on the same pairs: the
+    scores of their answers are found on disk
 
-The base is a Qwen3 with random weights (speed does not depend on their values) and lengths are those of instruction data: half of the
-rows under 90 tokens, one in twenty over 500, none over 1,024. Every variant runs in a process of its own, so that peak memory is its
-own, and all from the loading of the model to the saved adapter counts. Gradient checkpointing is on everywhere: it is TRL's default
-and what 12 GB need. Losses (nats per token of held-out answers) and margins (nats, over the pairs) are those of the saved
-adapters, by one function for all.
+The base is a Qwen3 with random weights (speed does not depend on their values) and lengths are those of
+instruction data: half of the rows under 90 tokens, one in twenty over 500, none over 1,024. Every variant
+runs in a process of its own, so that peak memory is its own, and all from the loading of the model to the
+saved adapter counts. Gradient checkpointing is on everywhere: it is TRL's default and what 12 GB need. Losses
+(nats per token of held-out answers) and margins (nats, over the pairs) are those of the saved adapters, by
+one function for all.
 
-On a CPU this is unkind to trl: there its fused LM head is plain torch, which computes the logits of prompts and padding too and
-twice, where its GPU kernel computes those of the answers alone. And a machine that is shared changes seconds more than CPU seconds.
+On a CPU this is unkind to trl: there its fused LM head is plain torch, which computes the logits of prompts
+and padding too and twice, where its GPU kernel computes those of the answers alone. And a machine that is
+shared changes seconds more than CPU seconds.
 """
 
 import argparse
@@ -51,13 +57,31 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 ROOT = Path(__file__).parents[1]
-# In a narrow model attention and adapters are most of the work. `small` is wide for its depth, with a vocabulary to match: of the
-# weights that every token is multiplied by, the logits' are 29 % (Qwen3-0.6B: 26 %, 1.7B: 18 %), and attention to 1,024 tokens costs
-# 10 % of what the rest of its layer does (27 %, 8 %).
+# In a narrow model attention and adapters are most of the work. `small` is wide for its depth, with a
+# vocabulary to match: of the weights that every token is multiplied by, the logits' are 29 % (Qwen3-0.6B: 26
+# %, 1.7B: 18 %), and attention to 1,024 tokens costs 10 % of what the rest of its layer does (27 %, 8 %).
 SIZES = {
-    "tiny": {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16},
-    "small": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "num_attention_heads": 2, "head_dim": 64},
-    "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16, "head_dim": 128},
+    "tiny": {
+        "hidden_size": 32,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 16,
+    },
+    "small": {
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "head_dim": 64,
+    },
+    "0.6b": {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "head_dim": 128,
+    },
 }
 VOCABULARY = {"tiny": 4096, "small": 8192, "0.6b": 151936}
 STEP = 8  # rows, or pairs, of an optimiser step
@@ -65,22 +89,32 @@ MEDIAN, P95, LONGEST = 90, 500, 1024  # tokens of a row
 HELD_OUT = 24  # rows
 RATE, PREFERENCE_RATE = 2e-3, 1e-4  # random weights learn nothing at the rates of real ones
 BASE, FORMATTED = "models/random", Path("data/formatted")
-MODULES = ["trl.trainer.sft_trainer", "stages.preference.trainers", "stages.training.run"]  # imported once for all processes
+MODULES = [
+    "trl.trainer.sft_trainer",
+    "stages.preference.trainers",
+    "stages.training.run",
+]  # imported once for all processes
 
 
 def main() -> None:
     arguments = parse()
     quiet()
     os.environ |= {"OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1"}
-    found: dict[str, Any] = {"options": {key: value for key, value in vars(arguments).items() if key != "json"}}
+    found: dict[str, Any] = {
+        "options": {key: value for key, value in vars(arguments).items() if key != "json"}
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found["machine"] = alone(folder, prepare, arguments.size, arguments.rows, arguments.pairs)
-        wanted = ["ours"] if arguments.only == "preference" else list(SFT)  # the preference stage starts from ours
+        wanted = (
+            ["ours"] if arguments.only == "preference" else list(SFT)
+        )  # the preference stage starts from ours
         found["sft"] = {variant: alone(folder, run, "sft", variant) for variant in wanted}
         add(found["sft"], alone(folder, losses, wanted))
         if arguments.only != "sft":
-            found["preference"] = {variant: alone(folder, run, "preference", variant) for variant in PREFERENCE}
+            found["preference"] = {
+                variant: alone(folder, run, "preference", variant) for variant in PREFERENCE
+            }
             add(found["preference"], alone(folder, margins, list(PREFERENCE)))
     print(report(found))
     if arguments.json:
@@ -88,7 +122,9 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=list(SIZES), default="small", help="of the model")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--pairs", type=int, default=32, help=f"a multiple of {STEP}")
@@ -97,7 +133,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="the numbers for programs")
     arguments = parser.parse_args()
     if arguments.pairs % STEP:
-        parser.error(f"--pairs is {arguments.pairs}: ours trains on whole steps alone, give a multiple of {STEP}")
+        parser.error(
+            f"--pairs is {arguments.pairs}: ours trains on whole steps alone, give a multiple of {STEP}"
+        )
     return arguments
 
 
@@ -111,7 +149,9 @@ def alone(folder: Path, action: Callable, *arguments: Any, modules: list[str] = 
     print(" ".join([action.__name__, *map(str, arguments)]), file=sys.stderr, flush=True)
     # A fork server, as a process that is started by another one inherits the peak memory of that one.
     context = get_context("forkserver")
-    if not shutil.which("nvidia-smi"):  # no GPU: what CUDA sets up when modules are imported would not survive a fork
+    if not shutil.which(
+        "nvidia-smi"
+    ):  # no GPU: what CUDA sets up when modules are imported would not survive a fork
         context.set_forkserver_preload(["benchmarks.quietly", *modules])
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(inside, folder, action, *arguments).result()
@@ -123,11 +163,13 @@ def inside(folder: Path, action: Callable, *arguments: Any) -> Any:
         return action(*arguments)
 
 
-# --- the workspace --------------------------------------------------------------------------------------------------------
+# --- the workspace ------------------------------------------------------------------------------------------
 
 
 def prepare(size: str, rows: int, pairs: int) -> dict:
-    """A project with a random base and generated rows, in the current folder; returns the facts of this machine."""
+    """A project with a random base and generated rows, in the current folder; returns the facts of this
+    machine.
+    """
     import torch
 
     from stages import base
@@ -143,11 +185,18 @@ def prepare(size: str, rows: int, pairs: int) -> dict:
     write("instructions/validation", [texts.instruction(i) for i in range(HELD_OUT)])
     write("preferences/train", [texts.pair(i) for i in range(pairs)])
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {
+        "device": device,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
 def configure(dtype: str) -> None:
-    """params.yaml with the settings of qwen3-1_7b, but another base, the batches of this comparison and rates for random weights."""
+    """params.yaml with the settings of qwen3-1_7b, but another base, the batches of this comparison and rates
+    for random weights.
+    """
     from ruamel.yaml import YAML
 
     yaml = YAML()
@@ -156,7 +205,10 @@ def configure(dtype: str) -> None:
     model = table["models"]["qwen3-1_7b"]
     model["weights"] = {"path": BASE, "quantization": "none", "dtype": dtype}
     model["sft"] |= {"batch_size": 1, "accumulation": 1, "learning_rate": RATE}
-    model["preference"] |= {"accumulation": STEP // model["preference"]["batch_size"], "learning_rate": PREFERENCE_RATE}
+    model["preference"] |= {
+        "accumulation": STEP // model["preference"]["batch_size"],
+        "learning_rate": PREFERENCE_RATE,
+    }
     table["prompt"]["max_length"] = LONGEST
     with open("params.yaml", "w", encoding="utf-8") as out:
         yaml.dump(table, out)
@@ -183,7 +235,9 @@ def make_model(shape: dict[str, int], vocabulary: int) -> None:
 
 
 class Texts:
-    """Rows as format writes them, made of runs of the built-in corpus, with the lengths of instruction data."""
+    """Rows as format writes them, made of runs of the built-in corpus, with the lengths of instruction
+    data.
+    """
 
     def __init__(self, template):
         from transformers import AutoTokenizer
@@ -193,7 +247,9 @@ class Texts:
         self.template, self.rng = template, np.random.default_rng(1)
         self.tokenizer = AutoTokenizer.from_pretrained(BASE)
         self.words = " ".join(skills.corpus(500, "", lambda _, answer: answer)).split()
-        self.ends = np.cumsum([len(ids) for ids in self.tokenizer([f" {word}" for word in self.words])["input_ids"]])
+        self.ends = np.cumsum(
+            [len(ids) for ids in self.tokenizer([f" {word}" for word in self.words])["input_ids"]]
+        )
 
     def length(self) -> float:
         """Lognormal; the longest leave room for the template."""
@@ -202,7 +258,9 @@ class Texts:
 
     def run_of(self, tokens: float) -> str:
         start = self.rng.integers(len(self.words) - LONGEST)
-        return " ".join(self.words[start : max(start + 1, np.searchsorted(self.ends, self.ends[start] + tokens))])
+        return " ".join(
+            self.words[start : max(start + 1, np.searchsorted(self.ends, self.ends[start] + tokens))]
+        )
 
     def prompt(self, tokens: float) -> str:
         return self.template.render([{"role": "user", "content": self.run_of(tokens)}])
@@ -235,7 +293,7 @@ def write(name: str, rows: list[dict]) -> None:
     parquet.write_table(pa.Table.from_pylist(rows), path)
 
 
-# --- the variants ---------------------------------------------------------------------------------------------------------
+# --- the variants -------------------------------------------------------------------------------------------
 
 
 def guide_sft(params: Params) -> "Trainer":
@@ -248,9 +306,13 @@ def guide_sft(params: Params) -> "Trainer":
     tokenizer, model = modeling.load_tokenizer(params.prompt), sft.start(params)
     texts = [row["prompt"] + row["completion"] for row in load("instructions", "prompt", "completion")]
     rows = Dataset.from_dict({"text": texts}).map(
-        lambda rows: tokenizer(rows["text"], truncation=True, max_length=LONGEST), batched=True, remove_columns="text"
+        lambda rows: tokenizer(rows["text"], truncation=True, max_length=LONGEST),
+        batched=True,
+        remove_columns="text",
     )
-    arguments = TrainingArguments("guide", **shared(params, RATE), per_device_train_batch_size=STEP, gradient_checkpointing=True)
+    arguments = TrainingArguments(
+        "guide", **shared(params, RATE), per_device_train_batch_size=STEP, gradient_checkpointing=True
+    )
     return Trainer(model, arguments, DataCollatorForLanguageModeling(tokenizer, mlm=False), rows)
 
 
@@ -271,7 +333,9 @@ def our_sft(params: Params) -> "Trainer":
     from stages import sft
     from stages.training import supervised
 
-    return supervised.build(params, sft.start(params), sft.DATA, params.sft.epochs, params.chosen_model.sft.learning_rate)
+    return supervised.build(
+        params, sft.start(params), sft.DATA, params.sft.epochs, params.chosen_model.sft.learning_rate
+    )
 
 
 def trl_dpo(params: Params) -> "Trainer":
@@ -284,7 +348,9 @@ def trl_dpo(params: Params) -> "Trainer":
     # Its log would tell the mean of ten steps.
     arguments = DPOConfig("trl-dpo", **shared(params, PREFERENCE_RATE), logging_steps=1)
     rows = load("preferences", "prompt", "chosen", "rejected")
-    return DPOTrainer(model, args=arguments, train_dataset=rows, processing_class=modeling.load_tokenizer(params.prompt))
+    return DPOTrainer(
+        model, args=arguments, train_dataset=rows, processing_class=modeling.load_tokenizer(params.prompt)
+    )
 
 
 def our_dpo(params: Params) -> "Trainer":
@@ -315,7 +381,8 @@ def shared(params: Params, learning_rate: float) -> dict:
     dtype = modeling.compute_dtype(params.chosen_model.weights)
     return {
         "num_train_epochs": 1, "learning_rate": learning_rate, "seed": params.seed, "report_to": "none",
-        "use_cpu": not torch.cuda.is_available(), "bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16,
+        "use_cpu": not torch.cuda.is_available(), "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
     }  # fmt: skip
 
 
@@ -325,7 +392,7 @@ def load(role: str, *columns: str) -> "Dataset":
     return training.load_rows(FORMATTED / role / "train.parquet", columns)
 
 
-# --- measuring ------------------------------------------------------------------------------------------------------------
+# --- measuring ----------------------------------------------------------------------------------------------
 
 
 def run(stage: str, variant: str) -> dict:
@@ -356,7 +423,9 @@ def finish(trainer: "Trainer", stage: str, variant: str, params: Params) -> None
     folder = saved(stage, variant)
     if variant.startswith("ours"):
         data, parent = (sft.DATA, None) if stage == "sft" else (rows.DATA, dpo.PARENT)
-        training.train(trainer, folder.name, params, modeling.provenance(params, data, parent) | {"variant": variant})
+        training.train(
+            trainer, folder.name, params, modeling.provenance(params, data, parent) | {"variant": variant}
+        )
     else:
         trainer.train()
         trainer.save_model(str(folder))
@@ -368,12 +437,16 @@ def saved(stage: str, variant: str) -> Path:
 
 
 def count_tokens(trainer: "Trainer") -> dict:
-    """Counts, while it trains, the positions that the model computes and those of them that are no padding."""
+    """Counts, while it trains, the positions that the model computes and those of them that are no
+    padding.
+    """
     seen, step = {"real": 0, "positions": 0}, trainer.training_step
 
     def counting(model, inputs, *arguments, **more):
         seen["positions"] += inputs["input_ids"].numel()
-        seen["real"] += inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()  # a pack has none
+        seen["real"] += (
+            inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+        )  # a pack has none
         return step(model, inputs, *arguments, **more)
 
     trainer.training_step = counting
@@ -403,7 +476,10 @@ def preference_facts(trainer: "Trainer", asked: list[int]) -> dict:
 def losses(variants: list[str]) -> dict[str, dict]:
     """Nats per token of held-out answers, by the base and by each variant's adapter."""
     before = mean_loss(None)
-    return {variant: {"loss_before": before, "loss_after": mean_loss(saved("sft", variant))} for variant in variants}
+    return {
+        variant: {"loss_before": before, "loss_after": mean_loss(saved("sft", variant))}
+        for variant in variants
+    }
 
 
 def mean_loss(adapter: Path | None) -> float:
@@ -414,16 +490,23 @@ def mean_loss(adapter: Path | None) -> float:
 def margins(variants: list[str]) -> dict[str, dict]:
     """Mean margin of DPO's rewards over the pairs, by each variant's adapter."""
     beta, before = read().methods["dpo"].beta, mean_difference(saved("sft", "ours"))
-    return {variant: {"margin": beta * (mean_difference(saved("preference", variant)) - before)} for variant in variants}
+    return {
+        variant: {"margin": beta * (mean_difference(saved("preference", variant)) - before)}
+        for variant in variants
+    }
 
 
 def mean_difference(adapter: Path) -> float:
-    chosen, rejected = (answer_scores(adapter, "preferences/train", answer) for answer in ("chosen", "rejected"))
+    chosen, rejected = (
+        answer_scores(adapter, "preferences/train", answer) for answer in ("chosen", "rejected")
+    )
     return sum(good - bad for (good, _), (bad, _) in zip(chosen, rejected)) / len(chosen)
 
 
 def answer_scores(adapter: Path | None, data: str, answer: str) -> list[tuple[float, int]]:
-    """Log-probability in nats and number of tokens of every answer. One at a time: no padding, no packing, no trainer's code."""
+    """Log-probability in nats and number of tokens of every answer. One at a time: no padding, no packing, no
+    trainer's code.
+    """
     import torch
     from peft import PeftModel
     from pyarrow import parquet
@@ -435,19 +518,25 @@ def answer_scores(adapter: Path | None, data: str, answer: str) -> list[tuple[fl
     tokenizer, model = modeling.load_tokenizer(params.prompt), modeling.load_base(params.chosen_model.weights)
     model = (PeftModel.from_pretrained(model, adapter) if adapter else model).eval()
     for row in parquet.read_table(FORMATTED / f"{data}.parquet").to_pylist():
-        start, end = (torch.tensor(tokenizer(row[part])["input_ids"], device=model.device) for part in ("prompt", answer))
+        start, end = (
+            torch.tensor(tokenizer(row[part])["input_ids"], device=model.device)
+            for part in ("prompt", answer)
+        )
         with torch.no_grad():
             logits = model(torch.cat([start, end])[None], logits_to_keep=len(end) + 1).logits[0, :-1].float()
         scores.append((-cross_entropy(logits, end, reduction="sum").item(), len(end)))
     return scores
 
 
-# --- the report -----------------------------------------------------------------------------------------------------------
+# --- the report ---------------------------------------------------------------------------------------------
 
 COLUMNS = {
-    "seconds": ("seconds", "{:.1f}"), "CPU s": ("cpu_seconds", "{:.1f}"), "steps": ("steps", "{}"), "tokens": ("tokens", "{:,}"),
-    "tokens/s": ("tokens_per_second", "{:.0f}"), "padding": ("padding", "{:.0%}"), "peak GB": ("peak_memory_gb", "{:.2f}"),
-    "loss before": ("loss_before", "{:.3f}"), "loss after": ("loss_after", "{:.3f}"), "start loss": ("start_loss", "{:.4f}"),
+    "seconds": ("seconds", "{:.1f}"), "CPU s": ("cpu_seconds", "{:.1f}"), "steps": ("steps", "{}"),
+    "tokens": ("tokens", "{:,}"),
+    "tokens/s": ("tokens_per_second", "{:.0f}"), "padding": ("padding", "{:.0%}"),
+    "peak GB": ("peak_memory_gb", "{:.2f}"),
+    "loss before": ("loss_before", "{:.3f}"), "loss after": ("loss_after", "{:.3f}"),
+    "start loss": ("start_loss", "{:.4f}"),
     "margin": ("margin", "{:.3f}"), "reference answers": ("reference_answers", "{}"),
 }  # fmt: skip
 
@@ -457,25 +546,45 @@ def report(found: dict) -> str:
     machine, options = found["machine"], found["options"]
     # Other processes of a machine change how long a run on its CPU takes, but hardly its CPU time.
     clock, time_name = ("cpu_seconds", "CPU time") if machine["device"] == "CPU" else ("seconds", "time")
-    lines, spent = table("SFT", found["sft"]), {variant: values[clock] for variant, values in found["sft"].items()}
+    lines, spent = (
+        table("SFT", found["sft"]),
+        {variant: values[clock] for variant, values in found["sft"].items()},
+    )
     ours = spent.pop("ours")
-    lines += [f"ours: {other / ours:.2f} times as fast as {variant}, by {time_name}" for variant, other in spent.items()]
+    lines += [
+        f"ours: {other / ours:.2f} times as fast as {variant}, by {time_name}"
+        for variant, other in spent.items()
+    ]
     if "preference" in found:
         lines += ["", *table("preference", found["preference"])]
         spent = {variant: values[clock] for variant, values in found["preference"].items()}
         second = spent.pop("ours-second")
-        lines += [f"ours-second: {1 - second / other:.0%} less {time_name} than {variant}" for variant, other in spent.items()]
-    facts = f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}"
-    return "\n".join([*lines, "", f"{facts}; model {options['size']}, {options['rows']} rows, {options['pairs']} pairs"])
+        lines += [
+            f"ours-second: {1 - second / other:.0%} less {time_name} than {variant}"
+            for variant, other in spent.items()
+        ]
+    facts = (
+        f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads, torch "
+        f"{machine['torch']}"
+    )
+    return "\n".join(
+        [*lines, "", f"{facts}; model {options['size']}, {options['rows']} rows, {options['pairs']} pairs"]
+    )
 
 
 def table(title: str, variants: dict[str, dict], columns: dict[str, tuple[str, str]] = COLUMNS) -> list[str]:
     """Aligned columns, of those that these variants have."""
     columns = {name: column for name, column in columns.items() if column[0] in next(iter(variants.values()))}
     rows = [[title, *columns]]
-    rows += [[name, *(form.format(values[key]) for key, form in columns.values())] for name, values in variants.items()]
+    rows += [
+        [name, *(form.format(values[key]) for key, form in columns.values())]
+        for name, values in variants.items()
+    ]
     widths = [max(map(len, cells)) for cells in zip(*rows)]
-    return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) for row in rows]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+        for row in rows
+    ]
 
 
 if __name__ == "__main__":

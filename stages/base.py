@@ -1,4 +1,5 @@
-"""Pin the base model: a hub snapshot or a local folder → models/base.json, every file with its size and sha256.
+"""Pin the base model: a hub snapshot or a local folder → models/base.json, every file with its size and
+sha256.
 
 The manifest is what DVC tracks; the weights stay where they are, so 15 GB are not stored twice.
 """
@@ -14,7 +15,10 @@ from stages.settings.stage import stage
 from stages.sources import hub
 
 NEEDED = ("*.safetensors", "*.json", "*.txt")  # no pickled weights, ever
-SPARE = ("consolidated*", "provenance.json")  # a second copy of the weights in another layout; where nano comes from
+SPARE = (
+    "consolidated*",
+    "provenance.json",
+)  # a second copy of the weights in another layout; where nano comes from
 INDEX = "model.safetensors.index.json"
 
 
@@ -23,25 +27,40 @@ def main() -> None:
         key = f"models.{params.model}.weights"
         folder, names, source = locate(key, params.chosen_model.weights)
         check(key, folder, names)
-        files = {name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
+        files = {
+            name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names
+        }
         write_json(manifest.MANIFEST, {"model": params.model, **source, "files": files})
-        print(f"base: {params.model}, {len(files)} files, {sum(f['size'] for f in files.values()) / 1e6:,.1f} MB")
+        print(
+            f"base: {params.model}, {len(files)} files, "
+            f"{sum(f['size'] for f in files.values()) / 1e6:,.1f} MB"
+        )
         if "repo" in source:
             print(f"      {source['repo']} at {source['commit'][:12]}, {hub.licence_note(source['licence'])}")
 
 
 def locate(key: str, weights: Weights) -> tuple[Path, list[str], dict[str, str]]:
-    """The folder that holds the model, downloaded first where it stands on a hub, its files, and where it came from."""
+    """The folder that holds the model, downloaded first where it stands on a hub, its files, and where it
+    came from.
+    """
     if weights.path:
         folder = Path(weights.path)
         return folder, model_files([path.name for path in folder.glob("*")]), {"path": weights.path}
     found = hub.snapshot(key, "model", weights.repo, weights.revision, model_files)
-    return found.folder, list(found.files), {"repo": weights.repo, "commit": found.commit, "licence": found.licence}
+    return (
+        found.folder,
+        list(found.files),
+        {"repo": weights.repo, "commit": found.commit, "licence": found.licence},
+    )
 
 
 def model_files(names: list[str]) -> list[str]:
     """The files a model is loaded from: those at the top of the repository."""
-    top = [name for name in sorted(names) if "/" not in name and any(fnmatch(name, pattern) for pattern in NEEDED)]
+    top = [
+        name
+        for name in sorted(names)
+        if "/" not in name and any(fnmatch(name, pattern) for pattern in NEEDED)
+    ]
     return [name for name in top if not any(fnmatch(name, pattern) for pattern in SPARE)]
 
 
@@ -52,7 +71,10 @@ def check(key: str, folder: Path, names: list[str]) -> None:
         shards = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
     missing = [name for name in ("config.json", "tokenizer.json", *shards) if name not in names]
     if missing:
-        raise Problem(f"{key}: {folder} lacks {', '.join(missing)}: a model needs its config, its tokenizer and safetensors weights")
+        raise Problem(
+            f"{key}: {folder} lacks {', '.join(missing)}: a model needs its config, its tokenizer and "
+            "safetensors weights"
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Evaluate one checkpoint → metrics/<checkpoint>.json, the few numbers to watch; metrics/tables/<checkpoint>.json, how it was asked
-and every score with its error; data/predictions/<checkpoint>.parquet, every answer.
+"""Evaluate one checkpoint → metrics/<checkpoint>.json, the few numbers to watch;
+metrics/tables/<checkpoint>.json, how it was asked and every score with its error;
+data/predictions/<checkpoint>.parquet, every answer.
 
 python -m stages.evaluate base | sft | dpo | refine-<method>
 """
@@ -16,8 +17,14 @@ from stages.settings.params import LOWER_IS_BETTER, Params
 from stages.settings.stage import stage
 from stages.text.prompts import TEMPLATES
 
-FORMATTED, REPORTS, SOURCES = Path("data/formatted"), Path("data/reports"), Path("data/raw/benchmarks/sources.json")
-PARENT = {"dpo": Path("models/sft")}  # what a checkpoint's training started from; the base model where nothing else is said
+FORMATTED, REPORTS, SOURCES = (
+    Path("data/formatted"),
+    Path("data/reports"),
+    Path("data/raw/benchmarks/sources.json"),
+)
+PARENT = {
+    "dpo": Path("models/sft")
+}  # what a checkpoint's training started from; the base model where nothing else is said
 
 
 def main(checkpoint: str) -> None:
@@ -32,8 +39,14 @@ def main(checkpoint: str) -> None:
         # 2. benchmarks, and held-out pairs as one more
         names = list(read_json(SOURCES))
         rows = [row for name in names for row in benchmarks.ask(model, name, params.evaluate)]
-        pairs = spread([row for row in held_out("preferences") if row["chosen"] and row["rejected"]], params.evaluate.held_out)
-        chosen, rejected = (model.score([(pair["prompt"], pair[kind]) for pair in pairs], kind) for kind in ("chosen", "rejected"))
+        pairs = spread(
+            [row for row in held_out("preferences") if row["chosen"] and row["rejected"]],
+            params.evaluate.held_out,
+        )
+        chosen, rejected = (
+            model.score([(pair["prompt"], pair[kind]) for pair in pairs], kind)
+            for kind in ("chosen", "rejected")
+        )
         rows = list(map(benchmarks.complete, rows + heldout.preferences(pairs, chosen, rejected)))
         trained_on = ["instructions", "preferences", *(["continued"] if refined else [])]
         leaked = scores.leaked_items(REPORTS / f"{role}.parquet" for role in trained_on)
@@ -61,7 +74,10 @@ def main(checkpoint: str) -> None:
         tables.write(checkpoint, asked, rows, entries, shares(facts))
         write_json(Path(f"metrics/{checkpoint}.json"), metrics)
         gate(checkpoint, params, metrics)
-        print(f"evaluate: {checkpoint}: " + ", ".join(f"{name} {metrics[name]:.3f}" for name in list(metrics)[:3]))
+        print(
+            f"evaluate: {checkpoint}: "
+            + ", ".join(f"{name} {metrics[name]:.3f}" for name in list(metrics)[:3])
+        )
 
 
 def held_out(role: str) -> list[dict]:
@@ -92,18 +108,27 @@ def protocol(params: Params, name: str, wording: dict) -> dict:
 
 def shares(facts: dict[str, float]) -> dict[str, float]:
     """Of the signs of health those from 0 to 1, which one axis can show."""
-    return {name: value for name, value in facts.items() if name.endswith(("_rate", "_share")) or name in ("repetition", "distinct_2")}
+    return {
+        name: value
+        for name, value in facts.items()
+        if name.endswith(("_rate", "_share")) or name in ("repetition", "distinct_2")
+    }
 
 
 def gate(checkpoint: str, params: Params, metrics: dict[str, float]) -> None:
-    """Raise Problem where a trained checkpoint misses what `evaluate.require` asks; the base model need not meet it."""
+    """Raise Problem where a trained checkpoint misses what `evaluate.require` asks; the base model need not
+    meet it.
+    """
     for name, bound in params.evaluate.require.items() if checkpoint != "base" else ():
         if name not in metrics:
-            raise Problem(f"evaluate.require.{name}: this evaluation measures no {name}; it has {', '.join(metrics)}")
+            raise Problem(
+                f"evaluate.require.{name}: this evaluation measures no {name}; it has {', '.join(metrics)}"
+            )
         worst = "most" if name in LOWER_IS_BETTER else "least"
         if (metrics[name] > bound) if worst == "most" else (metrics[name] < bound):
             raise Problem(
-                f"{checkpoint} has a {name} of {metrics[name]} and evaluate.require.{name} asks for at {worst} {bound}: "
+                f"{checkpoint} has a {name} of {metrics[name]} and evaluate.require.{name} asks for at "
+                f"{worst} {bound}: "
                 f"its answers stand in data/predictions/{checkpoint}.parquet"
             )
 

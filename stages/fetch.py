@@ -1,7 +1,8 @@
-"""Fetch one role's raw data, from a hub, a file or the built-in generator → data/raw/<role>/<dataset>.parquet, sources.json.
+"""Fetch one role's raw data, from a hub, a file or the built-in generator →
+data/raw/<role>/<dataset>.parquet, sources.json.
 
-Every row taken from a dataset is written, one that cannot be used with its fault. sources.json says what each dataset is: the
-commit its revision was resolved to, its licence, its rows and how many of them were taken.
+Every row taken from a dataset is written, one that cannot be used with its fault. sources.json says what each
+dataset is: the commit its revision was resolved to, its licence, its rows and how many of them were taken.
 """
 
 import json
@@ -38,7 +39,10 @@ def main(role: str) -> None:
             rows, facts = read(role, name, source, wanted)
             count, faults, example = write(folder / f"{name}.parquet", SCHEMAS[ROLES[role]], name, rows)
             if faults.total() == count:
-                raise Problem(f"data.{role}.{name}: none of {count:,} rows can be read as {role}: {example or 'the source is empty'}")
+                raise Problem(
+                    f"data.{role}.{name}: none of {count:,} rows can be read as {role}: "
+                    f"{example or 'the source is empty'}"
+                )
             sources[name] = facts | {key: facts.get(key, count) for key in ("published", "taken")}
             print(summary(role, name, sources[name], faults))
         write_json(folder / "sources.json", sources)
@@ -57,7 +61,9 @@ def published(role: str, name: str, source: Source, wanted: Rows) -> tuple[Itera
     root, names, facts = located(key, source, adapter)
     tasks = [task for path in names for task in read_tasks(root / path, adapter.task)]
     if wanted.rows_per_task and not adapter.task:
-        raise Problem(f"data.{role}.{name}.rows_per_task: this dataset has no tasks; name their column as columns.task")
+        raise Problem(
+            f"data.{role}.{name}.rows_per_task: this dataset has no tasks; name their column as columns.task"
+        )
     mask = sample(tasks, wanted)
     rows = adapted(role, name, adapter, root, names, mask)
     facts |= {"published": len(tasks), "note": adapter.note, "taken": int(mask.sum())}
@@ -73,14 +79,20 @@ def adapter_of(key: str, role: str, source: Source) -> Adapter:
     return ADAPTERS[source.adapter]
 
 
-# --- files ----------------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 
 
 def located(key: str, source: Source, adapter: Adapter) -> tuple[Path, list[str], dict]:
     """A folder, the table files in it, and where they come from."""
     if source.repo:
-        found = hub.snapshot(key, "dataset", source.repo, source.revision, lambda names: table_files(names, adapter.files))
-        root, names, facts = found.folder, list(found.files), {"repo": source.repo, "commit": found.commit, "licence": found.licence}
+        found = hub.snapshot(
+            key, "dataset", source.repo, source.revision, lambda names: table_files(names, adapter.files)
+        )
+        root, names, facts = (
+            found.folder,
+            list(found.files),
+            {"repo": source.repo, "commit": found.commit, "licence": found.licence},
+        )
     else:
         path = Path(source.path)
         root, names = (path.parent, [path.name]) if path.is_file() else (path, [])
@@ -90,7 +102,10 @@ def located(key: str, source: Source, adapter: Adapter) -> tuple[Path, list[str]
         facts = {"path": source.path}
         if not {path, *path.parents} & set(WATCHED):
             stage_name = f"fetch@{key.split('.')[1]}"
-            print(f"note: {key}: {path} is outside {WATCHED[0]}, where DVC watches: edits of it need `dvc repro -f {stage_name}`")
+            print(
+                f"note: {key}: {path} is outside {WATCHED[0]}, where DVC watches: edits of it need `dvc "
+                f"repro -f {stage_name}`"
+            )
     if not [name for name in names if PurePosixPath(name).suffix in tables.READERS]:
         kinds = ", ".join(suffix[1:] for suffix in tables.READERS)
         cure = f": {adapter.cure} first" if adapter.cure else ""
@@ -99,7 +114,8 @@ def located(key: str, source: Source, adapter: Adapter) -> tuple[Path, list[str]
 
 
 def table_files(names: list[str], patterns: tuple[str, ...]) -> list[str]:
-    """The files to read, in order: those of the adapter's patterns (where the layout has changed, all), in one format.
+    """The files to read, in order: those of the adapter's patterns (where the layout has changed, all), in
+    one format.
 
     Of a table that stands there in several formats one is taken: the first of READERS.
     """
@@ -112,7 +128,14 @@ def table_files(names: list[str], patterns: tuple[str, ...]) -> list[str]:
     return []
 
 
-SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "dev", "test": "test"}
+SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "dev",
+    "test": "test",
+}
 
 
 def split_in(name: str) -> str | None:
@@ -122,18 +145,21 @@ def split_in(name: str) -> str | None:
 
 
 def splits_of(role: str, names: list[str]) -> dict[str, str | None]:
-    """The split of each file. A benchmark is asked in its test split, with worked examples from a dev split; training data has a
-    validation split of its own only where there is a train split beside it."""
+    """The split of each file. A benchmark is asked in its test split, with worked examples from a dev split;
+    training data has a validation split of its own only where there is a train split beside it."""
     found = {name: split_in(name) for name in names}
     several = len(set(found.values())) > 1
     if role == "benchmarks":
-        return {name: "dev" if several and split in ("dev", "validation", "train") else "test" for name, split in found.items()}
+        return {
+            name: "dev" if several and split in ("dev", "validation", "train") else "test"
+            for name, split in found.items()
+        }
     if "train" not in found.values() or not several:
         return dict.fromkeys(names)
     return {name: "train" if split in ("train", None) else "validation" for name, split in found.items()}
 
 
-# --- rows -----------------------------------------------------------------------------------------------------------------
+# --- rows ---------------------------------------------------------------------------------------------------
 
 
 def read_tasks(path: Path, column: str) -> Iterator[str]:
@@ -144,7 +170,9 @@ def read_tasks(path: Path, column: str) -> Iterator[str]:
 
 
 def sample(tasks: list[str], wanted: Rows) -> np.ndarray:
-    """Which rows to take, as a mask: those of the lowest random priority, at most `rows_per_task` of a task and `rows` in all."""
+    """Which rows to take, as a mask: those of the lowest random priority, at most `rows_per_task` of a task
+    and `rows` in all.
+    """
     order = np.argsort(np.random.default_rng(SAMPLE_SEED).random(len(tasks)), kind="stable")  # of priority
     taken = np.ones(len(tasks), bool)
     if wanted.rows_per_task:
@@ -158,8 +186,12 @@ def sample(tasks: list[str], wanted: Rows) -> np.ndarray:
     return taken
 
 
-def adapted(role: str, name: str, adapter: Adapter, root: Path, names: list[str], taken: np.ndarray) -> Iterator[Row]:
-    """The rows taken, in the layout of `role`; one that cannot be used has its fault and its original text."""
+def adapted(
+    role: str, name: str, adapter: Adapter, root: Path, names: list[str], taken: np.ndarray
+) -> Iterator[Row]:
+    """The rows taken, in the layout of `role`; one that cannot be used has its fault and its original
+    text.
+    """
     splits, number = splits_of(role, names), 0
     folders = {PurePosixPath(path).parent.name for path in names}
     for path in names:
@@ -167,9 +199,15 @@ def adapted(role: str, name: str, adapter: Adapter, root: Path, names: list[str]
             if taken[number]:
                 found = usable(adapter, row)
                 for part, ours in enumerate(found, 1):
-                    ours |= {"source": name, "id": f"{name}:{number}" + (f".{part}" if len(found) > 1 else ""), "split": splits[path]}
+                    ours |= {
+                        "source": name,
+                        "id": f"{name}:{number}" + (f".{part}" if len(found) > 1 else ""),
+                        "split": splits[path],
+                    }
                     if role == "benchmarks" and not ours.get("subject") and len(folders) > 1:
-                        ours["subject"] = PurePosixPath(path).parent.name  # every subject is a folder of its own
+                        ours["subject"] = PurePosixPath(
+                            path
+                        ).parent.name  # every subject is a folder of its own
                     yield ours
             number += 1
 
@@ -204,7 +242,9 @@ def plain(value: object) -> str:
 
 
 def contradictions(rows: list[Row]) -> Iterator[Row]:
-    """Benchmark items that stand twice: with two answers all of them are out, with one answer the first is kept."""
+    """Benchmark items that stand twice: with two answers all of them are out, with one answer the first is
+    kept.
+    """
     answers = defaultdict(set)
     seen = set()
     for row in rows:
@@ -216,7 +256,10 @@ def contradictions(rows: list[Row]) -> Iterator[Row]:
             continue
         key = item_key(row)
         if len(answers[key]) > 1:
-            row |= {"fault": "contradiction", "detail": f"the same question stands with {len(answers[key])} answers"}
+            row |= {
+                "fault": "contradiction",
+                "detail": f"the same question stands with {len(answers[key])} answers",
+            }
         elif key in seen:
             row |= {"fault": "duplicate", "detail": "the same item stands before"}
         seen.add(key)
@@ -228,9 +271,14 @@ def item_key(row: Row) -> tuple:
 
 
 def write(path: Path, schema: pa.Schema, name: str, rows: Iterable[Row]) -> tuple[int, Counter, str]:
-    """Write rows in row groups of bounded size; return how many, the faults among them, and one fault in words."""
+    """Write rows in row groups of bounded size; return how many, the faults among them, and one fault in
+    words.
+    """
     rows, taken, faults, example = iter(rows), 0, Counter(), ""
-    with parquet.ParquetWriter(path, schema) as writer, tqdm(desc=name, unit=" rows", disable=None, leave=False) as bar:
+    with (
+        parquet.ParquetWriter(path, schema) as writer,
+        tqdm(desc=name, unit=" rows", disable=None, leave=False) as bar,
+    ):
         while group := list(islice(rows, GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema))
             bad = [row for row in group if row.get("fault")]
@@ -244,9 +292,14 @@ def write(path: Path, schema: pa.Schema, name: str, rows: Iterable[Row]) -> tupl
 def summary(role: str, name: str, source: dict, faults: Counter) -> str:
     """What was fetched, under which licence, in lines for a person."""
     lost = ", ".join(f"{count:,} {reason}" for reason, count in sorted(faults.items()))
-    lines = [f"fetch: {role}: {name}: {source['taken']:,} of {source['published']:,} rows{f' ({lost})' if lost else ''}"]
+    lines = [
+        f"fetch: {role}: {name}: {source['taken']:,} of {source['published']:,} "
+        f"rows{f' ({lost})' if lost else ''}"
+    ]
     if "repo" in source:
-        lines.append(f"       {source['repo']} at {source['commit'][:12]}, {hub.licence_note(source['licence'])}")
+        lines.append(
+            f"       {source['repo']} at {source['commit'][:12]}, {hub.licence_note(source['licence'])}"
+        )
     if source.get("note"):
         lines.append(f"       {source['note']}")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """What the plots show: the tables of all checkpoints, side by side → metrics/plots/<figure>.tsv.
 
-`dvc plots show` (templates in .dvc/plots) compares them. The stage depends on the folder of tables, which git holds: a clone has
-it whole before anything is pulled.
+`dvc plots show` (templates in .dvc/plots) compares them. The stage depends on the folder of tables, which git
+holds: a clone has it whole before anything is pulled.
 """
 
 import csv
@@ -36,14 +36,27 @@ def main() -> None:
 
 
 def side_by_side(found: dict[str, dict[str, list[dict]]]) -> dict[str, list[dict]]:
-    """The rows of every figure over all checkpoints, in the order given, which is the order that the plots keep.
+    """The rows of every figure over all checkpoints, in the order given, which is the order that the plots
+    keep.
 
-    Slices stand by benchmark and kind, those of few names first, and in each the best of the last checkpoint first.
+    Slices stand by benchmark and kind, those of few names first, and in each the best of the last checkpoint
+    first.
     """
-    joined = {figure: [{"checkpoint": name, **row} for name, own in found.items() for row in own[figure]] for figure in COLUMNS}
+    joined = {
+        figure: [{"checkpoint": name, **row} for name, own in found.items() for row in own[figure]]
+        for figure in COLUMNS
+    }
     last = {_name(row): row["value"] for row in joined["slices"]}  # of a key that repeats, the last one stays
     sizes = Counter(name[:2] for name in last)
-    joined["slices"].sort(key=lambda row: (sizes[_name(row)[:2]], row["benchmark"], row["slice"], -last[_name(row)], row["name"]))
+    joined["slices"].sort(
+        key=lambda row: (
+            sizes[_name(row)[:2]],
+            row["benchmark"],
+            row["slice"],
+            -last[_name(row)],
+            row["name"],
+        )
+    )
     return joined
 
 

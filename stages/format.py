@@ -1,4 +1,5 @@
-"""Raw rows → Arabic prompts: data/raw/<role> → data/formatted/<role>/{train,validation}.parquet and data/reports/<role>.parquet.
+"""Raw rows → Arabic prompts: data/raw/<role> → data/formatted/<role>/{train,validation}.parquet and
+data/reports/<role>.parquet.
 
 Every row that comes in is kept or stands in the report with the reason why not; nothing is truncated.
 """
@@ -37,7 +38,8 @@ def main(role: str) -> None:
         batches = plan(raw, sources, folder)
         settings = quality.Settings(
             role, params.text, params.prompt, params.format,
-            str(manifest.base_folder() / "tokenizer.json"), leaks.build(BENCHMARKS, params.format.leak_overlap),
+            str(manifest.base_folder() / "tokenizer.json"),
+            leaks.build(BENCHMARKS, params.format.leak_overlap),
         )  # fmt: skip
         notes = allocate(folder, sum(batch.rows for batch in batches), params.format)
         examine_all(batches, settings, notes)
@@ -53,15 +55,20 @@ def main(role: str) -> None:
             gate(role, params, report, tally.examples)
             write_json(formatted / "report.json", report)
         lost = sum(report["dropped"].values())
-        print(f"format: {role}: {report['train']:,} train, {report['validation']:,} validation, {lost:,} dropped")
+        print(
+            f"format: {role}: {report['train']:,} train, {report['validation']:,} validation, {lost:,} "
+            "dropped"
+        )
 
 
-# --- 1. single rows -------------------------------------------------------------------------------------------------------
+# --- 1. single rows -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A row group of a raw file, the place of its first row among all rows, and the file for its examined rows."""
+    """A row group of a raw file, the place of its first row among all rows, and the file for its examined
+    rows.
+    """
 
     dataset: str
     path: Path
@@ -94,7 +101,9 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 def plan(raw: Path, sources: dict[str, dict], folder: Path) -> list[Batch]:
-    """The row groups of a role's datasets, in the order of params.yaml: the first of two duplicates is kept."""
+    """The row groups of a role's datasets, in the order of params.yaml: the first of two duplicates is
+    kept.
+    """
     batches, start = [], 0
     for dataset in sources:
         path = raw / f"{dataset}.parquet"
@@ -122,7 +131,9 @@ def allocate(folder: Path, rows: int, gate: Format) -> Notes:
 def examine_all(batches: list[Batch], settings: quality.Settings, notes: Notes) -> None:
     total = sum(batch.rows for batch in batches)
     workers = min(len(batches), os.cpu_count() or 1, MOST_WORKERS)
-    with tqdm(total=total, desc=f"format {settings.role}", unit=" rows", unit_scale=True, disable=None, leave=False) as bar:
+    with tqdm(
+        total=total, desc=f"format {settings.role}", unit=" rows", unit_scale=True, disable=None, leave=False
+    ) as bar:
         if workers == 1:
             start_worker(settings, notes)
             for batch in batches:
@@ -133,7 +144,9 @@ def examine_all(batches: list[Batch], settings: quality.Settings, notes: Notes) 
                 bar.update(rows)
 
 
-worker: tuple[quality.Examiner, Notes]  # of each process, made once: tokenizer and indexes take a while to load
+worker: tuple[
+    quality.Examiner, Notes
+]  # of each process, made once: tokenizer and indexes take a while to load
 
 
 def start_worker(settings: quality.Settings, notes: Notes) -> None:
@@ -142,7 +155,9 @@ def start_worker(settings: quality.Settings, notes: Notes) -> None:
 
 
 def examine(batch: Batch) -> int:
-    """Examine a row group, write its rows to the shard and its hashes to the notes; return its number of rows."""
+    """Examine a row group, write its rows to the shard and its hashes to the notes; return its number of
+    rows.
+    """
     examiner, notes = worker
     with parquet.ParquetFile(batch.path) as file:
         raw = file.read_row_group(batch.group).to_pylist()
@@ -157,13 +172,13 @@ def examine(batch: Batch) -> int:
     return batch.rows
 
 
-# --- 2. all rows ----------------------------------------------------------------------------------------------------------
+# --- 2. all rows --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Of every row: whether the same answers are preferred otherwise elsewhere, at least as often; the row it repeats or nearly
-    repeats (-1: none); and whether its prompt stands in the validation split.
+    """Of every row: whether the same answers are preferred otherwise elsewhere, at least as often; the row it
+    repeats or nearly repeats (-1: none); and whether its prompt stands in the validation split.
     """
 
     contradicted: np.ndarray
@@ -187,11 +202,15 @@ def judge(notes: Notes, gate: Format) -> Verdicts:
     return Verdicts(contradicted, exact, near, validation)
 
 
-# --- 3. writing -----------------------------------------------------------------------------------------------------------
+# --- 3. writing ---------------------------------------------------------------------------------------------
 
 
-def write(role: str, batches: list[Batch], verdicts: Verdicts, formatted: Path, reports: Path) -> account.Tally:
-    """Kept rows into train.parquet and validation.parquet, dropped and flagged ones into the report; returns the counts."""
+def write(
+    role: str, batches: list[Batch], verdicts: Verdicts, formatted: Path, reports: Path
+) -> account.Tally:
+    """Kept rows into train.parquet and validation.parquet, dropped and flagged ones into the report; returns
+    the counts.
+    """
     tally, twins = account.Tally(), Twins(batches)
     columns = ("prompt", *quality.ANSWERS[role], "source", "id", "tokens")
     trained = pa.schema([field for field in quality.schema(role) if field.name in columns])
@@ -218,7 +237,10 @@ def settled(rows: pa.Table, batch: Batch, verdicts: Verdicts, twins: "Twins") ->
     own = slice(batch.start, batch.start + batch.rows)
     reasons, details = rows["reason"].to_pylist(), rows["detail"].to_pylist()
     for i in np.flatnonzero(verdicts.contradicted[own]):
-        reasons[i], details[i] = "contradiction", "the same answers are preferred the other way round, at least as often"
+        reasons[i], details[i] = (
+            "contradiction",
+            "the same answers are preferred the other way round, at least as often",
+        )
     for reason, found in (("duplicate", verdicts.exact[own]), ("near_duplicate", verdicts.near[own])):
         for i in np.flatnonzero(found >= 0):
             reasons[i], details[i] = reason, f"of {twins.id(found[i])}"
@@ -233,7 +255,9 @@ class Twins:
 
     def __init__(self, batches: list[Batch]):
         self.batches = batches
-        self.ids = pa.chunked_array([parquet.read_table(batch.shard, columns=["id"])["id"].combine_chunks() for batch in batches])
+        self.ids = pa.chunked_array(
+            [parquet.read_table(batch.shard, columns=["id"])["id"].combine_chunks() for batch in batches]
+        )
 
     def id(self, place: int) -> str:
         return self.ids[int(place)].as_py()
@@ -243,11 +267,16 @@ class Twins:
         found = np.concatenate([verdicts.exact, verdicts.near])
         places, times = np.unique(found[found >= 0], return_counts=True)
         order = np.argsort(-times, kind="stable")[:count]
-        return [{"id": self.id(places[i]), "times": int(times[i]), "prompt": self.prompt(places[i])} for i in order]
+        return [
+            {"id": self.id(places[i]), "times": int(times[i]), "prompt": self.prompt(places[i])}
+            for i in order
+        ]
 
     def prompt(self, place: int) -> str:
         batch = next(batch for batch in self.batches if place < batch.start + batch.rows)
-        return parquet.read_table(batch.shard, columns=["prompt"])["prompt"][int(place - batch.start)].as_py()[:300]
+        return parquet.read_table(batch.shard, columns=["prompt"])["prompt"][
+            int(place - batch.start)
+        ].as_py()[:300]
 
 
 def gate(role: str, params: Params, report: dict, examples: dict[str, str]) -> None:
@@ -257,10 +286,16 @@ def gate(role: str, params: Params, report: dict, examples: dict[str, str]) -> N
     reasons = ", ".join(f"{count:,} {reason} ({examples[reason]})" for reason, count in most)
     if lost > params.format.max_dropped * report["rows"]:
         share = f"{lost:,} of {report['rows']:,} rows of {role} are lost"
-        raise Problem(f"format.max_dropped is {params.format.max_dropped}, but {share} ({reasons}): see data/reports/{role}.parquet")
+        raise Problem(
+            f"format.max_dropped is {params.format.max_dropped}, but {share} ({reasons}): see "
+            f"data/reports/{role}.parquet"
+        )
     for split in ("train", "validation"):
         if not report[split]:
-            raise Problem(f"no {split} rows of {role} are left ({reasons or 'too few came in'}): see data.{role} and format.validation")
+            raise Problem(
+                f"no {split} rows of {role} are left ({reasons or 'too few came in'}): see data.{role} and "
+                "format.validation"
+            )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""One more pass from models/dpo → models/refine-<item>: a second preference method, or training on more answers.
+"""One more pass from models/dpo → models/refine-<item>: a second preference method, or training on more
+answers.
 
-python -m stages.refine ipo          its reference is the policy of models/dpo, its β the method's times refinement.beta_factor
-python -m stages.refine continued    on data.continued, as sft does it
+python -m stages.refine ipo          its reference is the policy of models/dpo, its β the method's times
+refinement.beta_factor python -m stages.refine continued    on data.continued, as sft does it
 """
 
 import sys

@@ -1,6 +1,7 @@
 """What became of every row → metrics/data.json, and for people data/reports/index.html.
 
-The benchmarks' rows that cannot be used are listed in data/reports/benchmarks.parquet, as format lists those of the other roles.
+The benchmarks' rows that cannot be used are listed in data/reports/benchmarks.parquet, as format lists those
+of the other roles.
 """
 
 from collections import Counter, defaultdict
@@ -22,7 +23,10 @@ def main() -> None:
     with stage("report"):
         roles = {role: read_json(FORMATTED / role / "report.json") for role in ROLES}
         benchmarks = benchmark_report()
-        metrics = {role: {name: value for name, value in report.items() if name != "repeated"} for role, report in roles.items()}
+        metrics = {
+            role: {name: value for name, value in report.items() if name != "repeated"}
+            for role, report in roles.items()
+        }
         write_json(Path("metrics/data.json"), {**metrics, "benchmarks": benchmarks})
         with replace_file(REPORTS / "index.html") as temporary:
             temporary.write_text(page(roles, benchmarks), encoding="utf-8")
@@ -36,9 +40,20 @@ def benchmark_report() -> dict:
         faults = [row for row in rows if row["fault"]]
         lost = Counter(row["fault"] for row in faults)
         kept = len(rows) - len(faults)
-        counts[name] = {"published": source["published"], "rows": len(rows), "kept": kept, "dropped": dict(sorted(lost.items()))}
+        counts[name] = {
+            "published": source["published"],
+            "rows": len(rows),
+            "kept": kept,
+            "dropped": dict(sorted(lost.items())),
+        }
         dropped += [
-            {"dataset": name, "id": row["id"], "reason": row["fault"], "detail": row["detail"], "text": row["original"] or row["question"]}
+            {
+                "dataset": name,
+                "id": row["id"],
+                "reason": row["fault"],
+                "detail": row["detail"],
+                "text": row["original"] or row["question"],
+            }
             for row in faults
         ]
     schema = parquet.read_schema(REPORTS / "instructions.parquet")
@@ -47,11 +62,13 @@ def benchmark_report() -> dict:
     return counts
 
 
-# --- the page -------------------------------------------------------------------------------------------------------------
+# --- the page -----------------------------------------------------------------------------------------------
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: start; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
+       color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: start; }
 td.n { text-align: end; font-variant-numeric: tabular-nums; }
 .text { unicode-bidi: plaintext; white-space: pre-wrap; max-width: 44rem; overflow-wrap: anywhere; }
 .bar { display: inline-block; height: .8rem; background: #2a7f62; }
@@ -60,8 +77,15 @@ td.n { text-align: end; font-variant-numeric: tabular-nums; }
 
 def page(roles: dict[str, dict], benchmarks: dict) -> str:
     body = "".join(role_section(role, report) for role, report in roles.items())
-    rows = [[name, *(one[key] for key in ("published", "rows", "kept")), listed(one["dropped"])] for name, one in benchmarks.items()]
-    body += "<h2>benchmarks</h2>" + table(["benchmark", "published", "taken", "kept", "dropped"], rows) + examples("benchmarks")
+    rows = [
+        [name, *(one[key] for key in ("published", "rows", "kept")), listed(one["dropped"])]
+        for name, one in benchmarks.items()
+    ]
+    body += (
+        "<h2>benchmarks</h2>"
+        + table(["benchmark", "published", "taken", "kept", "dropped"], rows)
+        + examples("benchmarks")
+    )
     head = f'<meta charset="utf-8"><title>Data report</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en">{head}<h1>Data report</h1>{body}</html>\n'
 
@@ -78,17 +102,37 @@ def role_section(role: str, report: dict) -> str:
          *(percent(source[c]) for c in ("truncated_share", "arabic_share", "tokens_saved_share"))]
         for name, source in sources.items()
     ]  # fmt: skip
-    found = [[name, *(leak[c] for c in ("items", "unchecked", "leaked_items", "rows"))] for name, leak in leaks.items()]
+    found = [
+        [name, *(leak[c] for c in ("items", "unchecked", "leaked_items", "rows"))]
+        for name, leak in leaks.items()
+    ]
     return (
         f"<h2>{role}</h2>"
         + table(["dataset", "published", "taken", "train", "validation", "dropped", "why"], rows)
         + "<h3>Tokens</h3>"
-        + table(["dataset", "total", "mean", "p50", "p95", "p99", "max", "too long", "Arabic letters", "saved by cleaning"], tokens)
+        + table(
+            [
+                "dataset",
+                "total",
+                "mean",
+                "p50",
+                "p95",
+                "p99",
+                "max",
+                "too long",
+                "Arabic letters",
+                "saved by cleaning",
+            ],
+            tokens,
+        )
         + histogram(report["tokens"].get("histogram", {}))
         + "<h3>Benchmark questions in training rows</h3>"
         + table(["benchmark", "items", "too short to check", "items found", "training rows"], found)
         + "<h3>Repeated most often</h3>"
-        + table(["id", "times", "prompt"], [[one["id"], one["times"], Text(one["prompt"])] for one in report["repeated"]])
+        + table(
+            ["id", "times", "prompt"],
+            [[one["id"], one["times"], Text(one["prompt"])] for one in report["repeated"]],
+        )
         + examples(role)
     )
 
@@ -104,13 +148,20 @@ def examples(role: str) -> str:
         for row in batch.to_pylist():
             if len(by_reason[row["reason"]]) < EXAMPLES:
                 by_reason[row["reason"]].append(row)
-    rows = [[reason, row["id"], row["detail"], Text((row["text"] or "")[:300])] for reason, own in sorted(by_reason.items()) for row in own]
+    rows = [
+        [reason, row["id"], row["detail"], Text((row["text"] or "")[:300])]
+        for reason, own in sorted(by_reason.items())
+        for row in own
+    ]
     return "<h3>Dropped rows</h3>" + table(["reason", "id", "detail", "text"], rows)
 
 
 def histogram(counts: dict[str, int]) -> str:
     most = max(counts.values(), default=1)
-    return table(["tokens", "rows", ""], [[name.replace("to_", "up to "), n, Bar(n / most)] for name, n in counts.items()])
+    return table(
+        ["tokens", "rows", ""],
+        [[name.replace("to_", "up to "), n, Bar(n / most)] for name, n in counts.items()],
+    )
 
 
 class Bar(float):

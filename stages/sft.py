@@ -44,7 +44,8 @@ def start(params: Params) -> "PreTrainedModel | PeftModel":
 def adapter(lora: Lora) -> dict:
     """Our names of a LoRA adapter's settings → PEFT's."""
     names = {
-        "r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules", "rslora": "use_rslora", "dora": "use_dora",
+        "r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules",
+        "rslora": "use_rslora", "dora": "use_dora",
     }  # fmt: skip
     return {theirs: getattr(lora, ours) for ours, theirs in names.items()}
 

@@ -1,6 +1,7 @@
 import os
 
-# Set before torch is imported. One thread: on a loaded machine two are slower, and results must not depend on it.
+# Set before torch is imported. One thread: on a loaded machine two are slower, and results must not depend on
+# it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -25,7 +26,8 @@ TINY = {
     "evaluate.health_prompts": 8,
 }
 LONGEST = (
-    "test_training", "test_pipeline", "test_docs", "test_resume", "test_remotes", "test_scaling", "test_contract", "test_evaluation",
+    "test_training", "test_pipeline", "test_docs", "test_resume", "test_remotes", "test_scaling",
+    "test_contract", "test_evaluation",
     "test_export", "test_web", "test_progress",
 )  # fmt: skip
 
@@ -36,7 +38,13 @@ class Workspace:
     def __init__(self, path: Path):
         self.path = path
         self.environment: dict[str, str] = {}
-        tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+        tracked = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         for name in tracked.stdout.splitlines():
             if (ROOT / name).is_file() and not name.startswith(("metrics/", "dvc.lock")):
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +95,9 @@ class Workspace:
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
         """Run a command in the workspace, with this Python's tools first on the path."""
         environment = (
-            os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": ""} | self.environment
+            os.environ
+            | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": ""}
+            | self.environment
         )
         result = subprocess.run(command, cwd=self.path, env=environment, capture_output=True, text=True)
         if check and result.returncode:
@@ -103,7 +113,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory, worker_id) -> Workspace:
-    """A tiny project whose data is fetched and formatted and whose sft is done, for tests that call the code directly.
+    """A tiny project whose data is fetched and formatted and whose sft is done, for tests that call the code
+    directly.
 
     Of several workers one makes it, and each has a copy.
     """
@@ -122,7 +133,8 @@ def workspace(tmp_path_factory, worker_id) -> Workspace:
 def trained(folder: Path) -> Workspace:
     workspace = Workspace(folder)
     for command in (
-        ["fetch", "instructions"], ["fetch", "preferences"], ["fetch", "continued"], ["fetch", "benchmarks"], ["base"],
+        ["fetch", "instructions"], ["fetch", "preferences"], ["fetch", "continued"], ["fetch", "benchmarks"],
+        ["base"],
         ["format", "instructions"], ["format", "preferences"], ["format", "continued"], ["sft"],
     ):  # fmt: skip
         workspace.run(sys.executable, "-m", f"stages.{command[0]}", *command[1:])

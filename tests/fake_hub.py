@@ -1,4 +1,6 @@
-"""A small model hub on 127.0.0.1: the endpoints that huggingface_hub speaks to, a log of what was asked, and faults to order."""
+"""A small model hub on 127.0.0.1: the endpoints that huggingface_hub speaks to, a log of what was asked, and
+faults to order.
+"""
 
 import hashlib
 import json
@@ -25,9 +27,11 @@ def blob_id(name: str, content: bytes) -> str:
 
 
 class FakeHub:
-    """Serves repositories given as {(kind, "owner/name"): {path: bytes}}; a licence is read from README.md's front matter.
+    """Serves repositories given as {(kind, "owner/name"): {path: bytes}}; a licence is read from README.md's
+    front matter.
 
-    `faults` are functions (handler, path) → bool, tried on every request; one that answers the request itself returns True.
+    `faults` are functions (handler, path) → bool, tried on every request; one that answers the request itself
+    returns True.
     """
 
     def __init__(self, repositories: dict[tuple[str, str], Files]):
@@ -42,7 +46,10 @@ class FakeHub:
     def push(self, kind: str, repo: str, files: Files, commit: str = "") -> str:
         """Let main be these files; commits from before stay."""
         commit = (
-            commit or hashlib.sha1(repr(sorted((name, blob_id(name, content)) for name, content in files.items())).encode()).hexdigest()
+            commit
+            or hashlib.sha1(
+                repr(sorted((name, blob_id(name, content)) for name, content in files.items())).encode()
+            ).hexdigest()
         )
         known = self.commits.setdefault((kind, repo), {})
         known[commit] = known["main"] = files
@@ -80,7 +87,8 @@ class FakeHub:
         """The paths asked for that hold a word."""
         return [path for path, _, _ in self.log if word in path]
 
-    # --- answers ----------------------------------------------------------------------------------------------------------
+    # --- answers
+    # --------------------------------------------------------------------------------------------------------
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         path = unquote(urlsplit(handler.path).path)
@@ -90,7 +98,9 @@ class FakeHub:
         if found := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+?)(?:/revision/(.+))?", path):
             self.describe(handler, found[1], found[2], found[3] or "main")
         elif found := re.fullmatch(r"(/cdn)?/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            self.send_file(handler, "dataset" if found[2] else "model", *found.groups()[2:], redirected=bool(found[1]))
+            self.send_file(
+                handler, "dataset" if found[2] else "model", *found.groups()[2:], redirected=bool(found[1])
+            )
         else:
             refuse(handler, 404)
 
@@ -100,12 +110,29 @@ class FakeHub:
         if revision not in self.commits[kind, repo]:
             return refuse(handler, 404, "RevisionNotFound")
         files = self.commits[kind, repo][revision]
-        commit = self.commits[kind, repo]["main commit"]["commit"].decode() if revision == "main" else revision
+        commit = (
+            self.commits[kind, repo]["main commit"]["commit"].decode() if revision == "main" else revision
+        )
         card = dict(re.findall(r"^(license\w*): (.+)$", files.get("README.md", b"").decode(), re.MULTILINE))
-        siblings = [described(name, content) if self.lists_hashes else {"rfilename": name} for name, content in files.items()]
-        return send(handler, 200, json.dumps({"id": repo, "sha": commit, "cardData": card, "siblings": siblings}).encode())
+        siblings = [
+            described(name, content) if self.lists_hashes else {"rfilename": name}
+            for name, content in files.items()
+        ]
+        return send(
+            handler,
+            200,
+            json.dumps({"id": repo, "sha": commit, "cardData": card, "siblings": siblings}).encode(),
+        )
 
-    def send_file(self, handler: BaseHTTPRequestHandler, kind: str, repo: str, revision: str, name: str, redirected: bool) -> None:
+    def send_file(
+        self,
+        handler: BaseHTTPRequestHandler,
+        kind: str,
+        repo: str,
+        revision: str,
+        name: str,
+        redirected: bool,
+    ) -> None:
         if (kind, repo) not in self.commits:
             return refuse(handler, 404, "RepoNotFound")
         files = self.commits[kind, repo].get(revision)
@@ -129,7 +156,11 @@ def asked_from(handler: BaseHTTPRequestHandler) -> int:
 
 
 def described(name: str, content: bytes) -> dict:
-    file = {"rfilename": name, "size": len(content), "blobId": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}
+    file = {
+        "rfilename": name,
+        "size": len(content),
+        "blobId": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(),
+    }
     if name.endswith(LARGE):
         file["lfs"] = {"sha256": blob_id(name, content), "size": len(content), "pointerSize": 130}
     return file
@@ -144,11 +175,17 @@ def send(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dic
         handler.wfile.write(body)
 
 
-def refuse(handler: BaseHTTPRequestHandler, status: int, code: str = "", headers: dict | None = None, body: bytes = b"no") -> None:
+def refuse(
+    handler: BaseHTTPRequestHandler,
+    status: int,
+    code: str = "",
+    headers: dict | None = None,
+    body: bytes = b"no",
+) -> None:
     send(handler, status, body, ({"X-Error-Code": code} if code else {}) | (headers or {}))
 
 
-# --- faults ---------------------------------------------------------------------------------------------------------------
+# --- faults -------------------------------------------------------------------------------------------------
 
 
 def ordered(word: str, times: int, answer: Callable[[BaseHTTPRequestHandler], None]) -> Callable:
@@ -168,7 +205,9 @@ def ordered(word: str, times: int, answer: Callable[[BaseHTTPRequestHandler], No
 def failing(word: str, status: int, times: int = 10**6, code: str = "", **headers: str) -> Callable:
     """Answers with a status. Repeats the Authorization it was sent, as bad servers do."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return ordered(word, times, lambda handler: refuse(handler, status, code, named, str(handler.headers).encode()))
+    return ordered(
+        word, times, lambda handler: refuse(handler, status, code, named, str(handler.headers).encode())
+    )
 
 
 def sending(word: str, content: bytes, times: int = 10**6) -> Callable:
@@ -210,7 +249,7 @@ def crawling(word: str, content: bytes, step: int) -> Callable:
     return ordered(word, 10**6, crawl)
 
 
-# --- repositories in the published layouts --------------------------------------------------------------------------------
+# --- repositories in the published layouts ------------------------------------------------------------------
 
 
 def table(rows: list[dict]) -> bytes:
@@ -219,45 +258,90 @@ def table(rows: list[dict]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-WORDS = "كتاب مدرسة مدينة جامعة حديقة شجرة سماء قمر شمس بحر نهر جبل طريق بيت باب نافذة معلم طالب طبيب مهندس".split()
+WORDS = (
+    "كتاب مدرسة مدينة جامعة حديقة شجرة سماء قمر شمس بحر نهر جبل طريق بيت باب نافذة معلم طالب طبيب مهندس"
+).split()
 
 
 def cidar(rows: int) -> Files:
     """arbml/CIDAR, with its line ends and its zero-width spaces."""
-    asked = [(f"اكتب جملة فيها {a} و{b}", f"رأيت {a} قرب {b}.\u200b\r\nانتهى.") for a in WORDS for b in WORDS if a != b][:rows]
-    table_rows = [{"index": i, "instruction": prompt, "output": answer} for i, (prompt, answer) in enumerate(asked)]
-    return {"README.md": b"---\nlicense: cc-by-nc-4.0\n---\n", "data/train-00000-of-00001-b2881e1b9f14c3b1.parquet": table(table_rows)}
+    asked = [
+        (f"اكتب جملة فيها {a} و{b}", f"رأيت {a} قرب {b}.\u200b\r\nانتهى.")
+        for a in WORDS
+        for b in WORDS
+        if a != b
+    ][:rows]
+    table_rows = [
+        {"index": i, "instruction": prompt, "output": answer} for i, (prompt, answer) in enumerate(asked)
+    ]
+    return {
+        "README.md": b"---\nlicense: cc-by-nc-4.0\n---\n",
+        "data/train-00000-of-00001-b2881e1b9f14c3b1.parquet": table(table_rows),
+    }
 
 
 def instar(rows: int) -> Files:
-    """ClusterlabAi/InstAr-500k: one English system prompt in every row, and far more of one task than of the other."""
+    """ClusterlabAi/InstAr-500k: one English system prompt in every row, and far more of one task than of the
+    other.
+    """
     fixed = {"source": "CIDAR", "system": "You are a helpful assistant.", "topic": "", "uuid": ""}
     asked = [
-        fixed | {"instruction": f"ما الفرق بين {a} و{b}؟", "output": f"{a} غير {b}.", "task": "QA" if i % 4 else "Classification"}
+        fixed
+        | {
+            "instruction": f"ما الفرق بين {a} و{b}؟",
+            "output": f"{a} غير {b}.",
+            "task": "QA" if i % 4 else "Classification",
+        }
         for i, (a, b) in enumerate([(a, b) for a in WORDS for b in WORDS if a != b][:rows])
     ]
-    return {"README.md": b"---\nlicense: apache-2.0\n---\n", "data/train-00000-of-00001.parquet": table(asked)}
+    return {
+        "README.md": b"---\nlicense: apache-2.0\n---\n",
+        "data/train-00000-of-00001.parquet": table(asked),
+    }
 
 
 def arabicqa(rows: int) -> Files:
     """riotu-lab/ArabicQA_2.1M."""
-    asked = [{"question": f"أين يقع {a} في {b}؟", "answer": f"يقع {a} قرب {b}."} for a in WORDS for b in WORDS if a != b][:rows]
-    return {"README.md": b"---\nlicense: apache-2.0\n---\n", "data/train-00000-of-00001.parquet": table(asked)}
+    asked = [
+        {"question": f"أين يقع {a} في {b}؟", "answer": f"يقع {a} قرب {b}."}
+        for a in WORDS
+        for b in WORDS
+        if a != b
+    ][:rows]
+    return {
+        "README.md": b"---\nlicense: apache-2.0\n---\n",
+        "data/train-00000-of-00001.parquet": table(asked),
+    }
 
 
 def aya(rows: int) -> Files:
     """2A2I/Aya-Command.R-DPO."""
     pairs = [
-        {"id": i, "prompt": f"صف {a} في {b}", "chosen": f"{a} جميل في {b}.", "rejected": f"لا أعرف {a}.", "model": "c4ai-command-r"}
+        {
+            "id": i,
+            "prompt": f"صف {a} في {b}",
+            "chosen": f"{a} جميل في {b}.",
+            "rejected": f"لا أعرف {a}.",
+            "model": "c4ai-command-r",
+        }
         for i, (a, b) in enumerate([(a, b) for a in WORDS for b in WORDS if a != b][:rows])
     ]
-    return {"README.md": b"---\nlicense: apache-2.0\n---\n", "data/train-00000-of-00001.parquet": table(pairs)}
+    return {
+        "README.md": b"---\nlicense: apache-2.0\n---\n",
+        "data/train-00000-of-00001.parquet": table(pairs),
+    }
 
 
 def arabicmmlu(rows: int) -> Files:
     """MBZUAI/ArabicMMLU: a csv file for each split, absent options empty."""
-    header = "ID,Source,Country,Group,Subject,Level,Question,Context,Answer Key,Option 1,Option 2,Option 3,Option 4,Option 5,is_few_shot\n"
-    lines = [f"{i},,,STEM,Biology,High,ما هو السؤال عن {word} رقم {i}؟,,B,{word},غيره,,,,0\n" for i, word in enumerate(WORDS[:rows])]
+    header = (
+        "ID,Source,Country,Group,Subject,Level,Question,Context,Answer Key,Option 1,Option 2,Option "
+        "3,Option 4,Option 5,is_few_shot\n"
+    )
+    lines = [
+        f"{i},,,STEM,Biology,High,ما هو السؤال عن {word} رقم {i}؟,,B,{word},غيره,,,,0\n"
+        for i, word in enumerate(WORDS[:rows])
+    ]
     return {
         "README.md": b"---\nlicense: cc-by-nc-4.0\n---\n",
         "All/test.csv": (header + "".join(lines)).encode(),
@@ -270,7 +354,10 @@ ARABICMMLU = "7aa530e2893ac420352b3f5c1a1310c010e9758b"  # the commit that param
 
 def tiny_hub(tokenizer: bytes) -> FakeHub:
     """Every repository that the workflows name, shrunken."""
-    research, free = "---\nlicense: other\nlicense_name: qwen-research\n---\n", "---\nlicense: apache-2.0\n---\n"
+    research, free = (
+        "---\nlicense: other\nlicense_name: qwen-research\n---\n",
+        "---\nlicense: apache-2.0\n---\n",
+    )
     hub = FakeHub(
         {
             ("model", "Qwen/Qwen3-1.7B-Base"): tiny_model("qwen3", free, tokenizer),
@@ -287,19 +374,37 @@ def tiny_hub(tokenizer: bytes) -> FakeHub:
 
 
 def tiny_model(kind: str, licence: str, tokenizer: bytes) -> Files:
-    """A random model in the layout of Qwen2.5 (`qwen2`) or Qwen3 (`qwen3`): sharded safetensors, and pickles nobody should want."""
+    """A random model in the layout of Qwen2.5 (`qwen2`) or Qwen3 (`qwen3`): sharded safetensors, and pickles
+    nobody should want.
+    """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    shape = {"vocab_size": 4096, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = {
+        "vocab_size": 4096,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     shape |= {"num_key_value_heads": 2, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0}
     torch.manual_seed(0)
-    make, configure = {"qwen2": (Qwen2ForCausalLM, Qwen2Config), "qwen3": (Qwen3ForCausalLM, Qwen3Config)}[kind]
+    make, configure = {"qwen2": (Qwen2ForCausalLM, Qwen2Config), "qwen3": (Qwen3ForCausalLM, Qwen3Config)}[
+        kind
+    ]
     model = make(configure(**shape, **({"head_dim": 16} if kind == "qwen3" else {}))).to(torch.bfloat16)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, max_shard_size="300KB")
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     assert len([name for name in files if name.endswith(".safetensors")]) > 1
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
     files |= {"tokenizer.json": tokenizer, "tokenizer_config.json": json.dumps(config).encode()}
-    return files | {"README.md": licence.encode(), "pytorch_model.bin": b"pickle", "modeling_qwen.py": b"raise SystemExit"}
+    return files | {
+        "README.md": licence.encode(),
+        "pytorch_model.bin": b"pickle",
+        "modeling_qwen.py": b"raise SystemExit",
+    }

@@ -1,7 +1,7 @@
 """Measure on a CPU what a training step keeps and needs at most, as it would be on a GPU.
 
-Three things are done as the GPU does them: the mask of a dropout is one byte a value, TRL's Triton kernels work in place on
-their tile, and PEFT sees autocast switched on (on a CPU it asks for CUDA's).
+Three things are done as the GPU does them: the mask of a dropout is one byte a value, TRL's Triton kernels
+work in place on their tile, and PEFT sees autocast switched on (on a CPU it asks for CUDA's).
 """
 
 import weakref
@@ -56,7 +56,9 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.native_dropout(x, p, True)[0] if training else x
 
     monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": torch._C.is_autocast_enabled("cpu"))
+    monkeypatch.setattr(
+        torch, "is_autocast_enabled", lambda device="cpu": torch._C.is_autocast_enabled("cpu")
+    )
     monkeypatch.setattr(utils, "_use_triton", lambda device: True)  # score trained positions only
     for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):
         monkeypatch.setattr(chunked_logprob, name, lambda *args, **kwargs: None)
@@ -77,7 +79,13 @@ def config_of(shape: Shape) -> PretrainedConfig:
 
 
 def adapter_of(lora: Lora) -> LoraConfig:
-    return LoraConfig(r=lora.r, lora_dropout=lora.dropout, target_modules=lora.targets, use_dora=lora.dora, task_type="CAUSAL_LM")
+    return LoraConfig(
+        r=lora.r,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        use_dora=lora.dora,
+        task_type="CAUSAL_LM",
+    )
 
 
 def model_of(run: Run) -> PreTrainedModel:
@@ -100,14 +108,25 @@ def quantise(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for parent in list(model.model.layers.modules()):
         for name, linear in list(parent.named_children()):
             if type(linear) is torch.nn.Linear:
-                small = without_values(linear, dtype) if isinstance(linear.weight, FakeTensor) else with_values(linear, dtype)
+                small = (
+                    without_values(linear, dtype)
+                    if isinstance(linear.weight, FakeTensor)
+                    else with_values(linear, dtype)
+                )
                 small.support_avx512bf16_for_cpu = False
                 setattr(parent, name, small)
     model.is_loaded_in_4bit = True
 
 
 def with_values(linear: torch.nn.Linear, dtype: torch.dtype) -> Linear4bit:
-    small = Linear4bit(linear.in_features, linear.out_features, linear.bias is not None, dtype, compress_statistics=True, quant_type="nf4")
+    small = Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        linear.bias is not None,
+        dtype,
+        compress_statistics=True,
+        quant_type="nf4",
+    )
     small.load_state_dict(linear.state_dict())
     return small.to("cpu")
 
@@ -117,7 +136,9 @@ def without_values(linear: torch.nn.Linear, dtype: torch.dtype) -> Linear4bit:
     with unset_fake_temporarily():
         small = Linear4bit(64, 1, False, dtype, compress_statistics=True, quant_type="nf4")
     blocks = linear.weight.numel() // 64
-    nested = QuantState(torch.zeros(-(-blocks // 256)), code=torch.zeros(256), blocksize=256, dtype=torch.float32)
+    nested = QuantState(
+        torch.zeros(-(-blocks // 256)), code=torch.zeros(256), blocksize=256, dtype=torch.float32
+    )
     small.quant_state = QuantState(
         torch.zeros(blocks, dtype=torch.uint8),
         shape=linear.weight.shape,
@@ -129,7 +150,13 @@ def without_values(linear: torch.nn.Linear, dtype: torch.dtype) -> Linear4bit:
         state2=nested,
     )
     small.weight = torch.nn.Parameter(torch.zeros(blocks * 32, 1, dtype=torch.uint8), requires_grad=False)
-    wanted = {"quant_state": small.quant_state, "compress_statistics": True, "quant_type": "nf4", "blocksize": 64, "bnb_quantized": True}
+    wanted = {
+        "quant_state": small.quant_state,
+        "compress_statistics": True,
+        "quant_type": "nf4",
+        "blocksize": 64,
+        "bnb_quantized": True,
+    }
     for name, value in wanted.items():
         setattr(small.weight, name, value)
     small.in_features, small.out_features, small.bias = linear.in_features, linear.out_features, linear.bias
@@ -137,7 +164,9 @@ def without_values(linear: torch.nn.Linear, dtype: torch.dtype) -> Linear4bit:
 
 
 def step(run: Run) -> tuple[int, int]:
-    """Bytes that a forward pass leaves for the backward pass, and the most that both had alive, without weights and gradients."""
+    """Bytes that a forward pass leaves for the backward pass, and the most that both had alive, without
+    weights and gradients.
+    """
     model = model_of(run)
     if run.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -161,7 +190,11 @@ def no_grad_pass(run: Run) -> int:
     ids = torch.randint(0, run.shape.vocabulary, (run.batch_size * run.rows, run.length))
     mask = torch.ones_like(ids)
     mask[0, -2:] = 0
-    with Live() as live, torch.no_grad(), torch.autocast("cpu", getattr(torch, run.dtype), enabled=run.width < 4):
+    with (
+        Live() as live,
+        torch.no_grad(),
+        torch.autocast("cpu", getattr(torch, run.dtype), enabled=run.width < 4),
+    ):
         model(input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True)
     return live.peak
 

@@ -1,4 +1,6 @@
-"""Every published layout becomes ours, every row is accounted for, and no row, however broken, stops a run."""
+"""Every published layout becomes ours, every row is accounted for, and no row, however broken, stops a
+run.
+"""
 
 import json
 import os
@@ -31,30 +33,61 @@ CHAT = '[{"role": "مستخدم", "content": "ما عاصمة مصر؟"}, {"role
 NUMPY = "[{'content': 'ما عاصمة مصر؟', 'role': 'user'}\n {'content': '%s', 'role': 'assistant'}]"
 FLAT = {"prompt": "ما عاصمة مصر؟", "chosen": "القاهرة", "rejected": "تونس"}
 PAIR = {"prompt": ASK, "chosen": GOOD, "rejected": BAD}
-MMLU = {"question": "ما عاصمة مصر؟", "A": "تونس", "B": "القاهرة", "C": "دمشق", "D": "بغداد", "answer": "B", "subject": "geography"}
-EXAM = {"question": "ما عاصمة مصر؟", "context": "", "choices": ["تونس", "القاهرة", "دمشق", "بغداد"], "answer": 1}
+MMLU = {
+    "question": "ما عاصمة مصر؟",
+    "A": "تونس",
+    "B": "القاهرة",
+    "C": "دمشق",
+    "D": "بغداد",
+    "answer": "B",
+    "subject": "geography",
+}
+EXAM = {
+    "question": "ما عاصمة مصر؟",
+    "context": "",
+    "choices": ["تونس", "القاهرة", "دمشق", "بغداد"],
+    "answer": 1,
+}
 EXAM |= {"subject": "geography", "group": "", "level": "", "country": ""}
-VOTE = {"id": "0", "prompt": ASK, "answers": [{"checkpoint": "dpo", "answer": "القاهرة"}, {"checkpoint": "sft", "answer": "تونس"}]}
+VOTE = {
+    "id": "0",
+    "prompt": ASK,
+    "answers": [{"checkpoint": "dpo", "answer": "القاهرة"}, {"checkpoint": "sft", "answer": "تونس"}],
+}
 TALK = messages(("system", "أجب بإيجاز"), ("user", "مرحبا"), ("assistant", "أهلا"), ("user", "ما عاصمة مصر؟"))
 OPTIONS = {f"Option {i}": text for i, text in enumerate(["تونس", "القاهرة", None, None, None], 1)}
-ARABICMMLU = {"ID": 1, "Question": "ما عاصمة مصر؟", "Context": None, "Answer Key": "B", "Subject": "Geography", **OPTIONS}
+ARABICMMLU = {
+    "ID": 1,
+    "Question": "ما عاصمة مصر؟",
+    "Context": None,
+    "Answer Key": "B",
+    "Subject": "Geography",
+    **OPTIONS,
+}
 LABELLED = {"Group": "Social Science", "Level": "Middle", "Country": "Egypt"}
 
 PUBLISHED = [
     ("cidar", {"index": 3, "instruction": "س", "output": "ج\r\n"}, catalog.instruction("س", "ج\r\n")),
-    ("instar-500k", {"instruction": "س", "output": "ج", "system": "You", "task": "QA"}, catalog.instruction("س", "ج") | {"task": "QA"}),
-    ("openhermes-ar", {"user": "س", "gpt": "ج", "system_prompt": "أجب بإيجاز"}, catalog.instruction("س", "ج", "أجب بإيجاز")),
+    ("instar-500k", {"instruction": "س", "output": "ج", "system": "You", "task": "QA"},
+        catalog.instruction("س", "ج") | {"task": "QA"}),
+    ("openhermes-ar", {"user": "س", "gpt": "ج", "system_prompt": "أجب بإيجاز"},
+        catalog.instruction("س", "ج", "أجب بإيجاز")),
     ("openhermes-ar", {"user": "اكتب دالة", "gpt": "```بيثون\nأنا = 1\n```"}, "translated_code"),
-    ("openhermes-ar", {"user": "أنت مساعد ذكاء اصطناعي يفكر خطوة بخطوة", "gpt": "ما عاصمة مصر؟"}, "shifted_turns"),
+    ("openhermes-ar", {"user": "أنت مساعد ذكاء اصطناعي يفكر خطوة بخطوة", "gpt": "ما عاصمة مصر؟"},
+        "shifted_turns"),
     ("openhermes-ar", {"user": "القاهرة هي عاصمة مصر وأكبر مدنها", "gpt": "ما عاصمة مصر؟"}, "swapped_turns"),
     ("arabicqa-2_1m", {"question": "س", "answer": "ج"}, catalog.instruction("س", "ج")),
     ("arabicqa-2_1m", {"question": "س", "response": "ج"}, catalog.instruction("س", "ج")),
     ("arabicqa-2_1m", {"question": "أنت مساعد مفيد", "answer": "ج"}, "shifted_turns"),
     ("arabicqa-2_1m", {"question": "س"}, "malformed"),
-    ("preference-rlhf", {"id": 1, "instruction": "ما عاصمة مصر؟", "chosen": "القاهرة", "rejected": "تونس"}, PAIR),
-    ("dpo-mix-7k", {"chosen": CHAT % "القاهرة", "rejected": CHAT % "تونس", "dataset": "x"}, PAIR | {"task": "x"}),
-    ("dpo-mix-7k", {"chosen": NUMPY % "القاهرة", "rejected": NUMPY % "تونس", "dataset": "x"}, PAIR | {"task": "x"}),
-    ("dpo-mix-7k", {"chosen": CHAT % "القاهرة", "rejected": CHAT.replace("مصر", "تونس") % "تونس", "dataset": "x"}, "no_shared_prompt"),
+    ("preference-rlhf", {"id": 1, "instruction": "ما عاصمة مصر؟", "chosen": "القاهرة", "rejected": "تونس"},
+        PAIR),
+    ("dpo-mix-7k", {"chosen": CHAT % "القاهرة", "rejected": CHAT % "تونس", "dataset": "x"},
+        PAIR | {"task": "x"}),
+    ("dpo-mix-7k", {"chosen": NUMPY % "القاهرة", "rejected": NUMPY % "تونس", "dataset": "x"},
+        PAIR | {"task": "x"}),
+    ("dpo-mix-7k", {"chosen": CHAT % "القاهرة", "rejected": CHAT.replace("مصر", "تونس") % "تونس",
+        "dataset": "x"}, "no_shared_prompt"),
     ("dpo-mix-7k", {"chosen": "[{'role': ", "rejected": CHAT % "تونس", "dataset": "x"}, "malformed"),
     ("aya-command-r-dpo", {"id": 1, "model": "c", **FLAT}, PAIR),
     ("aya-command-r-dpo", {**FLAT, "chosen": None}, "empty"),
@@ -66,30 +99,37 @@ PUBLISHED = [
     ("feedback", VOTE | {"vote": "first"}, PAIR),
     ("feedback", VOTE | {"vote": "second"}, PAIR | {"chosen": BAD, "rejected": GOOD}),
     ("feedback", VOTE | {"vote": "tie"}, [PAIR | {"rejected": []}, PAIR | {"chosen": BAD, "rejected": []}]),
-    ("feedback", VOTE | {"vote": "both_bad"}, [PAIR | {"chosen": [], "rejected": GOOD}, PAIR | {"chosen": []}]),
+    ("feedback", VOTE | {"vote": "both_bad"},
+        [PAIR | {"chosen": [], "rejected": GOOD}, PAIR | {"chosen": []}]),
     ("feedback", VOTE | {"vote": "first", "prompt": TALK}, PAIR | {"prompt": TALK}),
     ("feedback", VOTE | {"vote": "third"}, "malformed"),
     ("feedback", VOTE | {"vote": "first", "answers": VOTE["answers"][:1]}, "malformed"),
     ("feedback", VOTE | {"vote": "tie", "answers": [{"answer": "القاهرة"}, {"answer": None}]}, "empty"),
     ("arabicmmlu", ARABICMMLU, EXAM | {"choices": ["تونس", "القاهرة"], "subject": "Geography"}),
-    ("arabicmmlu", {**ARABICMMLU, "Context": "نص"}, EXAM | {"choices": ["تونس", "القاهرة"], "subject": "Geography", "context": "نص"}),
+    ("arabicmmlu", {**ARABICMMLU, "Context": "نص"},
+        EXAM | {"choices": ["تونس", "القاهرة"], "subject": "Geography", "context": "نص"}),
     (
         "arabicmmlu", ARABICMMLU | LABELLED,
-        EXAM | {"choices": ["تونس", "القاهرة"], "subject": "Geography", **{name.lower(): text for name, text in LABELLED.items()}},
+        EXAM | {"choices": ["تونس", "القاهرة"], "subject": "Geography",
+            **{name.lower(): text for name, text in LABELLED.items()}},
     ),
     ("arabicmmlu", {**ARABICMMLU, "Answer Key": "E"}, "malformed"),
     ("arabicmmlu", {**ARABICMMLU, "Option 4": "دمشق"}, "empty"),
     ("oall-mmlu", MMLU, EXAM),
     ("oall-mmlu", {**MMLU, "question": "كيف يتم اكتشاف تزوير عنوان IP؟"}, "overwritten"),
-    ("oall-mmlu", {**MMLU, "question": "كم ترتيبا لحروف MISSISSIPPI؟"}, EXAM | {"question": "كم ترتيبا لحروف MISSISSIPPI؟"}),
+    ("oall-mmlu", {**MMLU, "question": "كم ترتيبا لحروف MISSISSIPPI؟"},
+        EXAM | {"question": "كم ترتيبا لحروف MISSISSIPPI؟"}),
     ("oall-mmlu", {**MMLU, "D": "تونس"}, "equal_choices"),
     (
         "alghafa", {"query": "ما عاصمة مصر؟", "sol1": "تونس", "sol2": "القاهرة", "label": "1"},
         EXAM | {"choices": ["تونس", "القاهرة"], "subject": ""},
     ),
-    ("cidar-mcq", {"Question": "ما عاصمة مصر؟", **{k: MMLU[k] for k in "ABCD"}, "answer": "ب"}, EXAM | {"subject": ""}),
-    ("cidar-eval", {"Source": "x", "Sentence": "صف بلدك", "Topic": "وصف"}, catalog.question("صف بلدك", [], None, "وصف")),
-    ("acva", {"question": "القاهرة عاصمة مصر", "answer": "صح"}, catalog.question("القاهرة عاصمة مصر", ["صح", "خطأ"], 0)),
+    ("cidar-mcq", {"Question": "ما عاصمة مصر؟", **{k: MMLU[k] for k in "ABCD"}, "answer": "ب"},
+        EXAM | {"subject": ""}),
+    ("cidar-eval", {"Source": "x", "Sentence": "صف بلدك", "Topic": "وصف"},
+        catalog.question("صف بلدك", [], None, "وصف")),
+    ("acva", {"question": "القاهرة عاصمة مصر", "answer": "صح"},
+        catalog.question("القاهرة عاصمة مصر", ["صح", "خطأ"], 0)),
     ("acva", {"question": "القاهرة عاصمة مصر", "answer": "ربما"}, "malformed"),
     ("arabic-exams", MMLU, EXAM),
 ]  # fmt: skip
@@ -107,19 +147,29 @@ def test_a_published_row_becomes_ours_or_has_its_reason(name, row, expected):
 
 def test_every_adapter_is_named_in_params_and_tested():
     known = read(ROOT / "params.yaml").datasets
-    named = {name for role in ("instructions", "preferences", "benchmarks") for name in getattr(known, role)} - {"skills"}
+    named = {
+        name for role in ("instructions", "preferences", "benchmarks") for name in getattr(known, role)
+    } - {"skills"}
     assert named == set(ADAPTERS) == {name for name, _, _ in PUBLISHED}
 
 
 def test_the_overwritten_rows_of_the_translated_mmlu_are_found():
     """Words as they stand in the published file, genuine questions beside them."""
-    overwritten = ["كيف يمكن كشف تزييف عنوان بروتوكول الإنترنت (IP)؟", "كيف يتم اكتشاف تزييف عنوان الآيبي؟", "كيف يكتشف التمويه عنوان IP؟"]
+    overwritten = [
+        "كيف يمكن كشف تزييف عنوان بروتوكول الإنترنت (IP)؟",
+        "كيف يتم اكتشاف تزييف عنوان الآيبي؟",
+        "كيف يكتشف التمويه عنوان IP؟",
+    ]
     for asked in overwritten:
         (found,) = fetch.usable(ADAPTERS["oall-mmlu"], MMLU | {"question": asked})
         assert found["fault"] == "overwritten"
         assert found | EXAM | {"question": asked} == found  # it can still be asked, as published scores do
         assert "القاهرة" in found["original"]
-    genuine = MMLU | {"subject": "computer_security", "question": "كيف يتم اكتشاف تزوير عنوان IP؟", "A": "مقارنة قيم TTL"}
+    genuine = MMLU | {
+        "subject": "computer_security",
+        "question": "كيف يتم اكتشاف تزوير عنوان IP؟",
+        "A": "مقارنة قيم TTL",
+    }
     assert "fault" not in fetch.usable(ADAPTERS["oall-mmlu"], genuine)[0]
 
 
@@ -139,11 +189,19 @@ def test_contradictions_are_out_and_repetitions_stand_once():
     def item(asked, answer):
         return catalog.question(asked, ["صح", "خطأ"], answer)
 
-    rows = fetch.contradictions([item("أ", 0), item("ب", 0), item("أ", 1), item("ب", 0), {"fault": "malformed"}])
-    assert [row.get("fault") for row in rows] == ["contradiction", None, "contradiction", "duplicate", "malformed"]
+    rows = fetch.contradictions(
+        [item("أ", 0), item("ب", 0), item("أ", 1), item("ب", 0), {"fault": "malformed"}]
+    )
+    assert [row.get("fault") for row in rows] == [
+        "contradiction",
+        None,
+        "contradiction",
+        "duplicate",
+        "malformed",
+    ]
 
 
-# --- files and mixtures ---------------------------------------------------------------------------------------------------
+# --- files and mixtures -------------------------------------------------------------------------------------
 
 
 def taken(path, role="instructions", **source):
@@ -172,34 +230,64 @@ def test_own_data_needs_no_code(tmp_path):
     assert row["prompt"] == ASK + GOOD + ASK
     assert row["completion"] == BAD
     (tmp_path / "turns.jsonl").write_text(json.dumps({"q": ASK + GOOD + ASK, "a": "تونس"}), encoding="utf-8")
-    assert taken(tmp_path / "turns.jsonl", columns=COLUMNS)[0] == [row | {"id": "mine:0"}]  # the same, asked as a chat list
+    assert taken(tmp_path / "turns.jsonl", columns=COLUMNS)[0] == [
+        row | {"id": "mine:0"}
+    ]  # the same, asked as a chat list
     for asked in (ASK, ASK[0]["content"]):  # the prompt apart, under a name of one's own
-        (tmp_path / "pairs.jsonl").write_text(json.dumps({"q": asked, "good": GOOD, "bad": BAD}), encoding="utf-8")
-        ((pair,), _) = taken(tmp_path / "pairs.jsonl", "preferences", columns={"prompt": "q", "chosen": "good", "rejected": "bad"})
+        (tmp_path / "pairs.jsonl").write_text(
+            json.dumps({"q": asked, "good": GOOD, "bad": BAD}), encoding="utf-8"
+        )
+        ((pair,), _) = taken(
+            tmp_path / "pairs.jsonl",
+            "preferences",
+            columns={"prompt": "q", "chosen": "good", "rejected": "bad"},
+        )
         assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (ASK, GOOD, BAD)
     exam = {"q": "س", "o": ["أ", "ب", ""], "a": "ب", "l": "High"}
     (tmp_path / "exam.jsonl").write_text(json.dumps(exam), encoding="utf-8")
-    ((row,), _) = taken(tmp_path / "exam.jsonl", "benchmarks", columns={"question": "q", "choices": "o", "answer": "a", "level": "l"})
+    ((row,), _) = taken(
+        tmp_path / "exam.jsonl",
+        "benchmarks",
+        columns={"question": "q", "choices": "o", "answer": "a", "level": "l"},
+    )
     assert (row["choices"], row["answer"], row["level"], row["country"]) == (["أ", "ب"], 1, "High", "")
 
 
 def test_own_answers_with_a_label_are_single_votes(tmp_path):
-    table = [{"q": "ما عاصمة مصر؟", "a": "القاهرة", "good": True}, {"q": ASK, "a": BAD, "good": 0}, {"q": ASK, "a": "تونس", "good": "no"}]
+    table = [
+        {"q": "ما عاصمة مصر؟", "a": "القاهرة", "good": True},
+        {"q": ASK, "a": BAD, "good": 0},
+        {"q": ASK, "a": "تونس", "good": "no"},
+    ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
-    (tmp_path / "a.csv").write_text("q,a,good\nما عاصمة مصر؟,القاهرة,True\nما عاصمة مصر؟,تونس,0\n", encoding="utf-8")
+    (tmp_path / "a.csv").write_text(
+        "q,a,good\nما عاصمة مصر؟,القاهرة,True\nما عاصمة مصر؟,تونس,0\n", encoding="utf-8"
+    )
     columns = {"prompt": "q", "completion": "a", "label": "good"}
     for name in ("a.jsonl", "a.csv"):
         good, bad, *others = taken(tmp_path / name, "preferences", columns=columns)[0]
         assert (good["prompt"], good["chosen"], good["rejected"]) == (ASK, GOOD, [])
         assert (bad["prompt"], bad["chosen"], bad["rejected"]) == (ASK, [], BAD)
         assert [row["fault"] for row in others] == ["malformed"] * (name == "a.jsonl")
-    with pytest.raises(Problem, match="columns names prompt, label: single votes need completion, label, prompt; task can be added"):
+    with pytest.raises(
+        Problem,
+        match="columns names prompt, label: single votes need completion, label, prompt; task can be added",
+    ):
         taken(tmp_path / "a.jsonl", "preferences", columns={"prompt": "q", "label": "good"})
 
 
 def test_lines_that_cannot_be_read_are_counted_in_their_place(tmp_path):
     good = json.dumps({"q": "س", "a": "ج\u2028د"}, ensure_ascii=False).encode()
-    lines = [good, b'{"q": "', b"[1, 2]", b'{"q": "\xff", "a": "x"}', b"[" * 100_000, b'{"q": "\\ud800", "a": "x"}', b"", good]
+    lines = [
+        good,
+        b'{"q": "',
+        b"[1, 2]",
+        b'{"q": "\xff", "a": "x"}',
+        b"[" * 100_000,
+        b'{"q": "\\ud800", "a": "x"}',
+        b"",
+        good,
+    ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     rows, facts = taken(tmp_path / "a.jsonl", columns=COLUMNS)
     assert [row.get("fault") for row in rows] == [None, *["malformed"] * 5, None]
@@ -230,11 +318,18 @@ def test_a_cap_takes_a_fixed_sample_that_stays_as_the_data_grows(tmp_path):
 
 
 def test_a_wrong_layout_is_a_problem_that_names_the_columns(tmp_path, monkeypatch):
-    with pytest.raises(Problem, match=r"data.instructions.mine.columns names q: instructions need completion, prompt"):
+    with pytest.raises(
+        Problem, match=r"data.instructions.mine.columns names q: instructions need completion, prompt"
+    ):
         taken(tmp_path / "a.jsonl", columns={"q": "q"})
-    with pytest.raises(Problem, match=r"data.instructions.mine.adapter is 'arabicmmlu': for instructions it must be one of cidar"):
+    with pytest.raises(
+        Problem,
+        match=r"data.instructions.mine.adapter is 'arabicmmlu': for instructions it must be one of cidar",
+    ):
         taken(tmp_path / "a.jsonl", adapter="arabicmmlu")
-    with pytest.raises(Problem, match=r"data.instructions.mine: no table file \(parquet, jsonl, json, csv\) at .*nowhere"):
+    with pytest.raises(
+        Problem, match=r"data.instructions.mine: no table file \(parquet, jsonl, json, csv\) at .*nowhere"
+    ):
         taken(tmp_path / "nowhere", columns=COLUMNS)
     (tmp_path / "a.parquet").write_bytes(b"PAR1 cut")
     with pytest.raises(Problem, match=r"a.parquet cannot be read as parquet"):
@@ -256,30 +351,44 @@ def test_splits_come_from_the_names_of_files(role, names, splits):
 
 
 def test_leftovers_of_earlier_uploads_are_not_read():
-    names = ["README.md", "a/test-00000.parquet", "a/train-00000.parquet", "a/validation-00000.parquet", ".git/x.parquet"]
-    assert fetch.table_files(names, ADAPTERS["alghafa"].files) == ["a/test-00000.parquet", "a/validation-00000.parquet"]
+    names = [
+        "README.md",
+        "a/test-00000.parquet",
+        "a/train-00000.parquet",
+        "a/validation-00000.parquet",
+        ".git/x.parquet",
+    ]
+    assert fetch.table_files(names, ADAPTERS["alghafa"].files) == [
+        "a/test-00000.parquet",
+        "a/validation-00000.parquet",
+    ]
     assert fetch.table_files(["data/a.csv", "data/a.parquet"], ("data/*",)) == ["data/a.parquet"]
     assert fetch.table_files(["moved/a.csv"], ("data/*",)) == ["moved/a.csv"]
 
 
-# --- fuzzing --------------------------------------------------------------------------------------------------------------
+# --- fuzzing ------------------------------------------------------------------------------------------------
 
 CELLS = st.one_of(
     st.sampled_from([
-        None, "", " ", "A", "B", "0", "صح", "سؤال عربي؟", "جواب", "\ud800", "x" * 100_000, "\x00", "```", "[]", "[{", "{1}", "(" * 5000,
-        CHAT % "ج", NUMPY % "ج", "<|im_end|>", "أنت مساعد", -1, 0, 3, 10**30, 1.5, float("nan"), float("inf"), True, b"\xff",
+        None, "", " ", "A", "B", "0", "صح", "سؤال عربي؟", "جواب", "\ud800", "x" * 100_000, "\x00", "```",
+        "[]", "[{", "{1}", "(" * 5000,
+        CHAT % "ج", NUMPY % "ج", "<|im_end|>", "أنت مساعد", -1, 0, 3, 10**30, 1.5, float("nan"), float("inf"),
+        True, b"\xff",
         [], [None], [[[]]], {}, ASK, ASK + GOOD, GOOD, [{"role": "user"}], [{"role": 1, "content": 2}],
         [{"role": "user", "content": "\udfff"}, {"role": "assistant", "content": "x"}],
     ]),
     st.text(max_size=20),
-    st.recursive(st.none() | st.integers() | st.text(max_size=3), lambda inner: st.lists(inner, max_size=3), max_leaves=5),
+    st.recursive(st.none() | st.integers() | st.text(max_size=3), lambda inner: st.lists(inner, max_size=3),
+        max_leaves=5),
 )  # fmt: skip
 
 
 def fuzzed(name):
     """Rows with the adapter's columns, any of them missing or holding anything."""
     columns = sorted({column for known, row, _ in PUBLISHED if known == name for column in row})
-    return st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(columns, CELLS)), min_size=25, max_size=25)
+    return st.lists(
+        st.fixed_dictionaries({}, optional=dict.fromkeys(columns, CELLS)), min_size=25, max_size=25
+    )
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +397,9 @@ def examiners():
     index = leaks.build(ROOT / "nowhere", 0.8)
     tokenizer = str(ROOT / "models/nano/tokenizer.json")
     return {
-        role: quality.Examiner(quality.Settings(role, params.text, params.prompt, params.format, tokenizer, index))
+        role: quality.Examiner(
+            quality.Settings(role, params.text, params.prompt, params.format, tokenizer, index)
+        )
         for role in quality.ANSWERS
     }
 
@@ -297,11 +408,18 @@ def examiners():
 def test_no_row_however_broken_stops_a_run_or_gets_lost(name, examiners):
     adapter = ADAPTERS[name]
 
-    @settings(max_examples=FUZZED_ROWS // 25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=FUZZED_ROWS // 25,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(fuzzed(name))
     def run(rows):
         ours = [
-            one | {"source": name, "id": str(i), "split": None} for i, row in enumerate(rows) for one in fetch.usable(adapter, row)
+            one | {"source": name, "id": str(i), "split": None} for i,
+            row in enumerate(rows) for one in fetch.usable(adapter, row)
         ]  # fmt: skip
         if adapter.role == "benchmarks":
             ours = list(fetch.contradictions(ours))

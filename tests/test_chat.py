@@ -30,7 +30,7 @@ def ask(text: str) -> list[dict]:
     return [{"role": "user", "content": text}]
 
 
-# --- the models -------------------------------------------------------------------------------------------------------------
+# --- the models ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,9 @@ def held_in_4_bits(project) -> None:
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_every_checkpoint_gives_the_answers_that_it_gives_when_loaded_alone(trained, tmp_path, monkeypatch, quantization):
+def test_every_checkpoint_gives_the_answers_that_it_gives_when_loaded_alone(
+    trained, tmp_path, monkeypatch, quantization
+):
     project = trained.copy(tmp_path / "project")
     monkeypatch.chdir(project.path)
     if quantization == "nf4":
@@ -76,11 +78,15 @@ def test_every_checkpoint_gives_the_answers_that_it_gives_when_loaded_alone(trai
             answers[name, question] = tuple(reply.tokens)
     assert len(set(answers.values())) > len(QUESTIONS)
     for name in models.names:
-        alone = modeling.load_checkpoint(params.chosen_model.weights, None if name == "base" else Path("models") / name).eval()
+        alone = modeling.load_checkpoint(
+            params.chosen_model.weights, None if name == "base" else Path("models") / name
+        ).eval()
         for question in QUESTIONS:
             prompt = models.template.render(ask(question))
             limit = models.context - len(models.tokenizer(prompt)["input_ids"])
-            [expected] = generation.generate(alone, models.tokenizer, [prompt], list(models.stops), limit, "test")
+            [expected] = generation.generate(
+                alone, models.tokenizer, [prompt], list(models.stops), limit, "test"
+            )
             assert answers[name, question] == expected.tokens
 
 
@@ -95,7 +101,11 @@ def test_answers_in_step_are_those_given_one_after_the_other(models):
 
 def test_oldest_turns_are_left_out_whole_and_the_system_turn_stays(models):
     system = [{"role": "system", "content": "أجب بإيجاز."}]
-    history = [message for i in range(8) for message in (*ask(f"ما العدد الذي يلي {i}؟"), {"role": "assistant", "content": str(i + 1)})]
+    history = [
+        message
+        for i in range(8)
+        for message in (*ask(f"ما العدد الذي يلي {i}؟"), {"role": "assistant", "content": str(i + 1)})
+    ]
     ids, forgotten = models.prompt([*system, *history, *ask("وما بعده؟")])
     kept = TEMPLATES["chatml"].render([*system, *history[2 * forgotten :], *ask("وما بعده؟")])
     assert 0 < forgotten < 8 and ids == models.tokenizer(kept)["input_ids"]
@@ -106,7 +116,11 @@ def test_oldest_turns_are_left_out_whole_and_the_system_turn_stays(models):
 
 @pytest.mark.parametrize(
     "name, text, said",
-    [("sft", "كم " * 100, "shorten it"), ("sft", "<|im_end|>", "mark the turns"), ("kto", "كم", "must be one of base")],
+    [
+        ("sft", "كم " * 100, "shorten it"),
+        ("sft", "<|im_end|>", "mark the turns"),
+        ("kto", "كم", "must be one of base"),
+    ],
 )
 def test_what_cannot_be_asked_is_one_line(models, name, text, said):
     with pytest.raises(Problem, match=said):
@@ -122,7 +136,13 @@ def test_the_system_turn_of_params_is_used_where_none_is_given(models, monkeypat
 def scripted(models: Models, tokens: Iterator[int]) -> Reply:
     """The reply of a model that generates these tokens."""
     step = lambda *_: (next(tokens), None)  # noqa: E731
-    return Reply(SimpleNamespace(context=500, stops=models.stops, tokenizer=models.tokenizer, step=step), "sft", [1], 0.0, 0)
+    return Reply(
+        SimpleNamespace(context=500, stops=models.stops, tokenizer=models.tokenizer, step=step),
+        "sft",
+        [1],
+        0.0,
+        0,
+    )
 
 
 @pytest.mark.parametrize("text", ["مرحبًا 👩🏽‍🚀، ٪١٢ — 𝔄é", "字﷽\n\tكلمة"])
@@ -136,7 +156,9 @@ def test_pieces_hold_whole_characters(models, text):
 def test_bytes_that_never_become_a_character_are_left_out(models):
     whole = models.tokenizer("نعم 𝔄 لا")["input_ids"]
     cut = next(i for i, token in enumerate(whole) if "\ufffd" in models.tokenizer.decode([token]))
-    script = iter([*whole[:cut], whole[cut], *models.tokenizer("لا")["input_ids"], models.tokenizer.eos_token_id])
+    script = iter(
+        [*whole[:cut], whole[cut], *models.tokenizer("لا")["input_ids"], models.tokenizer.eos_token_id]
+    )
     assert "".join(scripted(models, script)) == "نعم لا"
 
 
@@ -153,7 +175,9 @@ def test_checkpoint_of_another_template_is_left_out(trained, tmp_path, monkeypat
     project.set({"prompt.template": "arabic"})
     models = Models(read())
     assert models.names == ["base"] and list(models.refused) == ["sft", "dpo", "refine-ipo"]
-    with pytest.raises(Problem, match=r"models/sft was trained with the chatml template .* prompt.template: arabic"):
+    with pytest.raises(
+        Problem, match=r"models/sft was trained with the chatml template .* prompt.template: arabic"
+    ):
         models.known("sft")
 
 
@@ -176,14 +200,18 @@ def test_before_anything_is_trained_the_base_answers(trained, tmp_path, monkeypa
 
 @pytest.mark.parametrize(
     "arguments, said",
-    [(["kto"], "no checkpoint 'kto'"), (["--temperature", "3"], "from 0 to 2"), (["--context", "9999"], "from 16 to 1024")],
+    [
+        (["kto"], "no checkpoint 'kto'"),
+        (["--temperature", "3"], "from 0 to 2"),
+        (["--context", "9999"], "from 16 to 1024"),
+    ],
 )
 def test_command_line_says_what_is_wrong_in_one_line(trained, arguments, said):
     with pytest.raises(SystemExit, match=f"^error: .*{said}"):
         command.main(arguments)
 
 
-# --- right to left ------------------------------------------------------------------------------------------------------------
+# --- right to left ------------------------------------------------------------------------------------------
 
 
 def shown(text: str, mode: str, width: int = 21) -> str:
@@ -225,7 +253,10 @@ def test_an_answer_cannot_command_the_terminal(mode):
         ({"VTE_VERSION": "5202"}, "shape"),
         ({"KONSOLE_VERSION": "230804"}, "isolate"),
         ({"TERM_PROGRAM": "Apple_Terminal"}, "isolate"),
-        ({"TERM_PROGRAM": "vscode", "VTE_VERSION": "7006"}, "shape"),  # started from a terminal that it is not
+        (
+            {"TERM_PROGRAM": "vscode", "VTE_VERSION": "7006"},
+            "shape",
+        ),  # started from a terminal that it is not
         ({"WT_SESSION": "1"}, "shape"),
         ({"TERM": "xterm-kitty"}, "none"),
         ({"SSH_CONNECTION": "1", "TERM": "xterm-256color"}, "isolate"),
@@ -236,11 +267,22 @@ def test_terminal_is_told_by_its_environment(environment, mode):
     assert bidi.detected(environment) == mode
 
 
-# --- the terminal ---------------------------------------------------------------------------------------------------------------
+# --- the terminal -------------------------------------------------------------------------------------------
 
 
 def test_script_reads_answers_alone(models, monkeypatch, capsys):
-    lines = [QUESTIONS[0], "/sft", QUESTIONS[0], "/clear", "/nothing", "/temperature x", "/base", QUESTIONS[1], "/quit", QUESTIONS[1]]
+    lines = [
+        QUESTIONS[0],
+        "/sft",
+        QUESTIONS[0],
+        "/clear",
+        "/nothing",
+        "/temperature x",
+        "/base",
+        QUESTIONS[1],
+        "/quit",
+        QUESTIONS[1],
+    ]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))
     terminal.run(models, "dpo", 0.0, None)
     first = "".join(models.reply("dpo", ask(QUESTIONS[0])))

@@ -1,6 +1,8 @@
-"""tools.compare on a small git and DVC repository with two commits and two experiments, whose predictions lie on the remote alone.
+"""tools.compare on a small git and DVC repository with two commits and two experiments, whose predictions lie
+on the remote alone.
 
-Expected p-values are golden: scipy 1.17's binomtest and ttest_rel on the same counts, times Holm's factor by hand.
+Expected p-values are golden: scipy 1.17's binomtest and ttest_rel on the same counts, times Holm's factor by
+hand.
 """
 
 import re
@@ -16,13 +18,16 @@ from pyarrow import parquet
 from tools import compare
 
 ROW = {
-    "rotation": 0, "group": "", "level": "", "country": "", "answer": "", "picked": None, "gold": None, "choices": None,
+    "rotation": 0, "group": "", "level": "", "country": "", "answer": "", "picked": None, "gold": None,
+    "choices": None,
     "confidence": None, "logps": None, "tokens": None, "stopped": None, "leaked": False, "fault": None,
 }  # fmt: skip
 STAGE = """
 stages:
   evaluate:
-    cmd: cp inputs/${method}.parquet data/predictions/dpo.parquet && cp inputs/sft.parquet data/predictions/sft.parquet
+    cmd:
+      - cp inputs/${method}.parquet data/predictions/dpo.parquet
+      - cp inputs/sft.parquet data/predictions/sft.parquet
     deps: [inputs]
     params: [method]
     outs: [data/predictions/dpo.parquet, data/predictions/sft.parquet]
@@ -32,7 +37,13 @@ stages:
 def rows(benchmark: str, scores: list[float | None], start: int = 0, **columns) -> list[dict]:
     return [
         ROW
-        | {"benchmark": benchmark, "id": f"{benchmark}-{n}", "question": f"سؤال {n}", "reference": f"جواب {n}", "score": score}
+        | {
+            "benchmark": benchmark,
+            "id": f"{benchmark}-{n}",
+            "question": f"سؤال {n}",
+            "reference": f"جواب {n}",
+            "score": score,
+        }
         | {"subject": "النحو" if n < 100 else "الصرف"}
         | columns
         for n, score in enumerate(scores, start)
@@ -40,7 +51,9 @@ def rows(benchmark: str, scores: list[float | None], start: int = 0, **columns) 
 
 
 def binary(won: int, lost: int, n: int) -> tuple[list[float], list[float]]:
-    """Scores of A and B: `won` items that only B has right, `lost` that only A has, of the rest every third wrong in both."""
+    """Scores of A and B: `won` items that only B has right, `lost` that only A has, of the rest every third
+    wrong in both.
+    """
     rest = [float(item % 3 > 0) for item in range(n - won - lost)]
     return [0.0] * won + [1.0] * lost + rest, [1.0] * won + [0.0] * lost + rest
 
@@ -76,11 +89,19 @@ def predictions(side: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Workspace:
-    """Commits `first` and `second`, and experiment `try-kto` of the second; the workspace holds another result, of orpo."""
+    """Commits `first` and `second`, and experiment `try-kto` of the second; the workspace holds another
+    result, of orpo.
+    """
     repo = object.__new__(Workspace)
     repo.path, repo.environment = tmp_path_factory.mktemp("compare") / "repo", {"PYTHONPATH": str(ROOT)}
-    inputs, outputs, remote = repo.path / "inputs", repo.path / "data/predictions", repo.path.parent / "remote"
-    shutil.copytree(ROOT / ".dvc", repo.path / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
+    inputs, outputs, remote = (
+        repo.path / "inputs",
+        repo.path / "data/predictions",
+        repo.path.parent / "remote",
+    )
+    shutil.copytree(
+        ROOT / ".dvc", repo.path / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local")
+    )
     (repo.path / "params.yaml").write_text("method: dpo\nsft:\n  epochs: 1\n")
     (repo.path / "dvc.yaml").write_text(STAGE)
     outputs.mkdir(parents=True)
@@ -120,7 +141,8 @@ def test_two_commits(repo, capsys):
     assert title == ["A: dpo of first", "B: dpo of second"]
     assert header == ["benchmark", "n", "A", "B", "B − A", "95 % interval", "p (Holm)", "B is"]
     assert table == [
-        ["mmlu", "300", "0.650 ± 0.028", "0.657 ± 0.027", "+0.007", "-0.025 … +0.038", "0.8318", "not significant"],
+        ["mmlu", "300", "0.650 ± 0.028", "0.657 ± 0.027", "+0.007", "-0.025 … +0.038", "0.8318",
+            "not significant"],
         ["qa", "60", "0.400 ± 0.018", "0.420 ± 0.018", "+0.020", "+0.016 … +0.024", "<0.0001", "better"],
         ["skills", "400", "0.623 ± 0.024", "0.677 ± 0.023", "+0.055", "+0.024 … +0.085", "0.0009", "better"],
         ["- changed: not compared: the benchmark changed, 10 questions or answers of the same id differ"],
@@ -178,7 +200,10 @@ def test_tournament_of_named_revisions_in_markdown(repo, capsys):
         "| first | 2.0 | 0.650 ± 0.028 | 0.400 ± 0.018 ▼ | 0.623 ± 0.024 ▼ |  |",
         "| workspace | 3.0 | – | 0.350 ± 0.019 ▼ | 0.500 ± 0.025 ▼ |  |",
     ]
-    assert "- mmlu: left out: 7 leaked, 3 with a fault or without a score, unpaired 5 of first and 5 of second" in lines
+    assert (
+        "- mmlu: left out: 7 leaked, 3 with a fault or without a score, unpaired 5 of first and 5 of second"
+        in lines
+    )
 
 
 def test_a_workspace_that_holds_one_of_the_results_is_not_another(repo, tmp_path, monkeypatch, capsys):
@@ -199,9 +224,18 @@ def test_the_command_prints_the_table_and_nothing_else(repo):
     ("arguments", "message"),
     [
         (["nosuch"], r"error: nosuch is no revision of git and no experiment: .*dvc exp list"),
-        (["first", "--checkpoint", "refine-ipo"], r"error: first has no data/predictions/refine-ipo.parquet; it has dpo, sft"),
-        (["second", "workspace", "--checkpoint", "base"], r"error: second has no data/predictions/base.parquet"),
-        (["workspace", "--checkpoint", "base"], r"error: data/predictions/base.parquet does not exist: `dvc repro` makes it"),
+        (
+            ["first", "--checkpoint", "refine-ipo"],
+            r"error: first has no data/predictions/refine-ipo.parquet; it has dpo, sft",
+        ),
+        (
+            ["second", "workspace", "--checkpoint", "base"],
+            r"error: second has no data/predictions/base.parquet",
+        ),
+        (
+            ["workspace", "--checkpoint", "base"],
+            r"error: data/predictions/base.parquet does not exist: `dvc repro` makes it",
+        ),
     ],
 )
 def test_errors_are_one_line_that_names_the_cure(repo, arguments, message):
@@ -214,19 +248,25 @@ def test_what_was_never_pushed(repo, tmp_path, monkeypatch):
     clone = repo.copy(tmp_path / "clone")
     clone.run("dvc", "remote", "modify", "local", "url", str(tmp_path / "empty"))
     monkeypatch.chdir(clone.path)
-    with pytest.raises(SystemExit, match=r"dpo\.parquet of first are neither in DVC's cache nor on its remote: `dvc push`"):
+    with pytest.raises(
+        SystemExit, match=r"dpo\.parquet of first are neither in DVC's cache nor on its remote: `dvc push`"
+    ):
         compare.main(["first"])
 
 
 def test_an_older_layout_of_the_predictions(repo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(Path("data/predictions/dpo.parquet"), [{"id": "1", "right": True}])
-    with pytest.raises(SystemExit, match="no column benchmark: another version of the evaluate stage made it"):
+    with pytest.raises(
+        SystemExit, match="no column benchmark: another version of the evaluate stage made it"
+    ):
         compare.main(["--against", "dpo"])
 
 
 def test_an_item_that_stands_twice(repo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(Path("data/predictions/dpo.parquet"), rows("skills", [1.0, 0.0]) + rows("skills", [1.0], 1))
-    with pytest.raises(SystemExit, match=r"dpo\.parquet of workspace holds skills-1 of skills twice: evaluate again"):
+    with pytest.raises(
+        SystemExit, match=r"dpo\.parquet of workspace holds skills-1 of skills twice: evaluate again"
+    ):
         compare.main(["--against", "dpo"])

@@ -1,4 +1,6 @@
-"""dvc.yaml says the truth: every parameter and output of a stage is declared, and in the right cache mode (its code: test_house.py)."""
+"""dvc.yaml says the truth: every parameter and output of a stage is declared, and in the right cache mode
+(its code: test_house.py).
+"""
 
 import importlib
 import shutil
@@ -33,16 +35,23 @@ def test_revisions_are_text_so_that_dvc_cannot_rewrite_them():
     """`-S` rewrites the file with ruamel, which turned an unquoted commit 0e12345, a number, into 0e00000."""
     table = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     sources = [source for role in table["datasets"].values() for source in role.values()]
-    revisions = [source.get("revision") for source in [*sources, *(model["weights"] for model in table["models"].values())]]
+    revisions = [
+        source.get("revision")
+        for source in [*sources, *(model["weights"] for model in table["models"].values())]
+    ]
     assert {type(revision) for revision in revisions} == {str, type(None)}
 
 
 def test_an_override_changes_one_line_of_params_yaml(tmp_path):
-    """DVC rewrites the file: what it would write otherwise (null as nothing, flow lists as blocks) must not stand in it."""
+    """DVC rewrites the file: what it would write otherwise (null as nothing, flow lists as blocks) must not
+    stand in it.
+    """
     path = tmp_path / "params.yaml"
     shutil.copy(ROOT / "params.yaml", path)
     apply_overrides(path, ["method=kto"])
-    before, after = ((folder / "params.yaml").read_text(encoding="utf-8").splitlines() for folder in (ROOT, tmp_path))
+    before, after = (
+        (folder / "params.yaml").read_text(encoding="utf-8").splitlines() for folder in (ROOT, tmp_path)
+    )
     assert len(before) == len(after)
     assert [(old, new) for old, new in zip(before, after) if old != new] == [
         ("method: dpo        # one of `methods`: how the preference stage learns",
@@ -63,7 +72,8 @@ def project(workspace, tmp_path_factory) -> Workspace:
 
 @pytest.mark.parametrize(
     ("name", "items"),
-    [("fetch", ["instructions"]), ("base", [""]), ("format", ["preferences"]), ("sft", [""]), ("dpo", [""]), ("evaluate", ["sft"]),
+    [("fetch", ["instructions"]), ("base", [""]), ("format", ["preferences"]), ("sft", [""]), ("dpo", [""]),
+        ("evaluate", ["sft"]),
      ("refine", ["ipo", "continued"])],
 )  # fmt: skip
 def test_every_declared_parameter_is_read(project, monkeypatch, name, items):
@@ -89,5 +99,9 @@ def test_every_declared_parameter_is_read(project, monkeypatch, name, items):
         for parent in parents:
             owner = owner[parent] if isinstance(owner, dict) else getattr(owner, parent)
         value = owner[last] if isinstance(owner, dict) else getattr(owner, last)
-        expected = {(type(value), field) for field in type(value).model_fields} if isinstance(value, Section) else {(type(owner), last)}
+        expected = (
+            {(type(value), field) for field in type(value).model_fields}
+            if isinstance(value, Section)
+            else {(type(owner), last)}
+        )
         assert read & expected, f"{name} declares {key} but never reads it"

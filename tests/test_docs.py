@@ -1,4 +1,6 @@
-"""What the documentation says is so: its commands run as they stand, its settings are valid, and what it names is there."""
+"""What the documentation says is so: its commands run as they stand, its settings are valid, and what it
+names is there.
+"""
 
 import ast
 import importlib.util
@@ -19,7 +21,11 @@ from stages.settings import memory, params, reader
 from tests.conftest import ROOT, Workspace
 from tests.test_compare import binary, rows, write
 
-PAGES = sorted(path for pattern in ("README*.md", "docs/*.md", "workflows/**/*.md", "data/*/README.md") for path in ROOT.glob(pattern))
+PAGES = sorted(
+    path
+    for pattern in ("README*.md", "docs/*.md", "workflows/**/*.md", "data/*/README.md")
+    for path in ROOT.glob(pattern)
+)
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 # Commands by what they begin with, and why no test below runs them as they stand. Everything else is run.
 NOT_RUN = {
@@ -48,11 +54,12 @@ NOT_RUN = {
 SLOW = ("python -m tools.chat", "python -m tools.export")
 # Files of the reader, and what stages make on other settings.
 NAMED_ONLY = {
-    "data/own/my.jsonl", "data/own/exam.jsonl", "data/own/facts.jsonl", "data/feedback/preferences.jsonl", "models/refine-<item>",
+    "data/own/my.jsonl", "data/own/exam.jsonl", "data/own/facts.jsonl", "data/feedback/preferences.jsonl",
+    "models/refine-<item>",
 }  # fmt: skip
 
 
-# --- commands ---------------------------------------------------------------------------------------------------------------
+# --- commands -----------------------------------------------------------------------------------------------
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -82,7 +89,11 @@ def commands(page: Path) -> list[str]:
 def mentioned(page: Path) -> list[str]:
     """The commands inside a page's text, but for those with a gap to fill in."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    found = [code for code in re.findall(r"`([^`\n]+)`", text) if re.match(r"(dvc|python -m|make|accelerate|torchrun) ", code)]
+    found = [
+        code
+        for code in re.findall(r"`([^`\n]+)`", text)
+        if re.match(r"(dvc|python -m|make|accelerate|torchrun) ", code)
+    ]
     return [code for code in found if not re.search(r"[<…]|[=[][A-Z]{2,}", code)]
 
 
@@ -91,7 +102,9 @@ def calls(command: str) -> list[list[str]]:
     """The programs that bash would call for it, with their arguments."""
     note = r"""command_not_found_handle() { printf '%s\x1f' "$@"; printf '\x1e'; };"""
     shell = shutil.which("bash")
-    noted = subprocess.run([shell, "-c", f"{note}\n{command}"], env={"PATH": "/nowhere"}, capture_output=True, text=True).stdout
+    noted = subprocess.run(
+        [shell, "-c", f"{note}\n{command}"], env={"PATH": "/nowhere"}, capture_output=True, text=True
+    ).stdout
     return [call.removesuffix("\x1f").split("\x1f") for call in noted.split("\x1e") if call]
 
 
@@ -113,17 +126,23 @@ def listed() -> list:
 
 @pytest.fixture(scope="module")
 def project(workspace, tmp_path_factory) -> Workspace:
-    """A repository whose pipeline has run, but cheaply: dpo's adapter is that of sft, and the answers are made up.
+    """A repository whose pipeline has run, but cheaply: dpo's adapter is that of sft, and the answers are
+    made up.
 
     There are two commits with different answers of dpo, and an experiment, so that all can be compared.
     """
     project = workspace.copy(tmp_path_factory.mktemp("docs") / "project")
     project.environment = {"BROWSER": "true"}  # what `--open` opens a page with
     shutil.copytree(ROOT / "metrics", project.path / "metrics", dirs_exist_ok=True)
-    link = {"checkpoint": "models/sft", "weights_sha256": modeling.weights_sha256(project.path / "models/sft")}
+    link = {
+        "checkpoint": "models/sft",
+        "weights_sha256": modeling.weights_sha256(project.path / "models/sft"),
+    }
     shutil.copytree(project.path / "models/sft", project.path / "models/dpo", dirs_exist_ok=True)
     provenance = json.loads((project.path / "models/sft/provenance.json").read_text(encoding="utf-8"))
-    (project.path / "models/dpo/provenance.json").write_text(json.dumps(provenance | {"chain": [link]}), encoding="utf-8")
+    (project.path / "models/dpo/provenance.json").write_text(
+        json.dumps(provenance | {"chain": [link]}), encoding="utf-8"
+    )
     project.run(sys.executable, "-m", "stages.report")
     for checkpoint in ("base", "sft", "dpo"):
         answer(project, checkpoint, won=10)
@@ -140,7 +159,11 @@ def project(workspace, tmp_path_factory) -> Workspace:
 
 def answer(project: Workspace, checkpoint: str, won: int) -> None:
     """Write predictions in which `won` answers are right that would be wrong in others."""
-    items = [*rows("skills", binary(won, 8, 100)[1]), *rows("held-out", [None] * 3), *rows("cidar-eval", [None] * 3)]
+    items = [
+        *rows("skills", binary(won, 8, 100)[1]),
+        *rows("held-out", [None] * 3),
+        *rows("cidar-eval", [None] * 3),
+    ]
     write(project.path / f"data/predictions/{checkpoint}.parquet", items)
 
 
@@ -161,18 +184,25 @@ def test_every_call_is_one_that_exists(page, tmp_path):
             if program == "dvc":
                 check_dvc(arguments, tmp_path)
             elif program == "make":
-                assert set(arguments) <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)), command
+                assert set(arguments) <= set(
+                    re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+                ), command
             elif program == "python":
                 check_module(arguments, command)
 
 
 def check_dvc(arguments: list[str], folder: Path) -> None:
-    """DVC's own parser takes it, its stages exist, and params.yaml is valid with its overrides: names, values, what fits on the GPU."""
+    """DVC's own parser takes it, its stages exist, and params.yaml is valid with its overrides: names,
+    values, what fits on the GPU.
+    """
     from dvc.cli.parser import get_main_parser
     from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 
     parsed = get_main_parser().parse_args(arguments)
-    assert all("/" in target or target.split("@")[0] in pipeline() for target in getattr(parsed, "targets", None) or []), arguments
+    assert all(
+        "/" in target or target.split("@")[0] in pipeline()
+        for target in getattr(parsed, "targets", None) or []
+    ), arguments
     path, overrides = folder / "params.yaml", getattr(parsed, "set_param", [])
     for sweep in get_hydra_sweeps({"params.yaml": overrides}) if overrides else []:
         shutil.copy(ROOT / "params.yaml", path)
@@ -186,15 +216,24 @@ def pipeline() -> dict:
 
 
 def check_module(arguments: list[str], command: str) -> None:
-    """`python -m module` is there and takes the options: those of ours must stand in its code, or in its own words."""
+    """`python -m module` is there and takes the options: those of ours must stand in its code, or in its own
+    words.
+    """
     assert arguments[0] == "-m", command
     spec = importlib.util.find_spec(arguments[1])
     assert spec, command
     if not arguments[1].startswith(("tools.", "stages.", "benchmarks.")):
         return
-    files = [file for folder in spec.submodule_search_locations or [] for file in Path(folder).glob("*.py")] or [Path(spec.origin)]
+    files = [
+        file for folder in spec.submodule_search_locations or [] for file in Path(folder).glob("*.py")
+    ] or [Path(spec.origin)]
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
-    texts = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    texts = {
+        node.value
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
     for option in (word.split("=")[0] for word in arguments[2:] if word.startswith("--")):
         assert option in texts, f"{arguments[1]} knows no {option}: {command}"
 
@@ -207,7 +246,9 @@ def test_every_experiment_that_needs_no_hub_runs(tmp_path_factory):
     project.commit("results")
     known = dict.fromkeys(command for page in PAGES for command in [*commands(page), *mentioned(page)])
     local = [
-        command for command in known if command.startswith("dvc exp run") and not re.search(r"model=|data\.|accelerate|--queue", command)
+        command
+        for command in known
+        if command.startswith("dvc exp run") and not re.search(r"model=|data\.|accelerate|--queue", command)
     ]
     assert len(local) > 2
     for command in local:
@@ -216,12 +257,14 @@ def test_every_experiment_that_needs_no_hub_runs(tmp_path_factory):
         project.run("dvc", "checkout", "-q")
 
 
-# --- settings ---------------------------------------------------------------------------------------------------------------
+# --- settings -----------------------------------------------------------------------------------------------
 
 
 def merged(table: dict, changes: dict) -> dict:
     both = {
-        key: merged(table[key], value) for key, value in changes.items() if isinstance(value, dict) and isinstance(table.get(key), dict)
+        key: merged(table[key], value)
+        for key, value in changes.items()
+        if isinstance(value, dict) and isinstance(table.get(key), dict)
     }
     return table | changes | both
 
@@ -262,13 +305,18 @@ def test_the_memory_in_the_comparison_of_models_is_the_plans():
     for stage, method in (("sft", None), ("dpo", "dpo")):
         found = [memory.predicted(memory.run_of(settings, name, stage, method)) for name in models]
         assert table[f"{stage.upper()}, GB"] == [f"{one:.1f}" for one in found]
-    answers = [sum(memory.inference(shapes[name], one.quantization, one.dtype, 1024).values()) for name, one in models.items()]
+    answers = [
+        sum(memory.inference(shapes[name], one.quantization, one.dtype, 1024).values())
+        for name, one in models.items()
+    ]
     assert table["one answer, GB"] == [f"{one / memory.GB:.1f}" for one in answers]
-    held = [memory.weights_bytes(shapes[name], one.quantization, 2) / memory.GB for name, one in models.items()]
+    held = [
+        memory.weights_bytes(shapes[name], one.quantization, 2) / memory.GB for name, one in models.items()
+    ]
     assert table["weights, as configured"][:3] == [f"{one:.1f}" for one in held]
 
 
-# --- files ------------------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 
 
 def heading(text: str) -> str:
@@ -278,20 +326,30 @@ def heading(text: str) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_link_leads_somewhere(page):
-    for target, anchor in re.findall(r"\]\((?!https?://)([^)#\s]*)#?([^)\s]*)\)", page.read_text(encoding="utf-8")):
+    for target, anchor in re.findall(
+        r"\]\((?!https?://)([^)#\s]*)#?([^)\s]*)\)", page.read_text(encoding="utf-8")
+    ):
         file = page.parent / target if target else page
         assert file.exists(), target
         if anchor:
-            assert anchor in map(heading, re.findall(r"^#+ (.+)", file.read_text(encoding="utf-8"), re.M)), f"{target}#{anchor}"
+            assert anchor in map(heading, re.findall(r"^#+ (.+)", file.read_text(encoding="utf-8"), re.M)), (
+                f"{target}#{anchor}"
+            )
 
 
 def test_every_file_that_is_named_exists(project):
     """In git, or after the stages have run. `<…>` and `*` stand for any name."""
-    top = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")} - {"exports"}
+    top = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")} - {
+        "exports"
+    }
     unknown = defaultdict(list)
     for page in PAGES:
         words = [
-            word for command in [*commands(page), *mentioned(page)] for call in calls(command) for part in call for word in part.split()
+            word
+            for command in [*commands(page), *mentioned(page)]
+            for call in calls(command)
+            for part in call
+            for word in part.split()
         ]
         for name in {*words, *re.findall(r"`((?:[\w.-]+/)*[\w.*<>-]+/?)`", page.read_text(encoding="utf-8"))}:
             if name.split("/")[0] in top and "/" in name:

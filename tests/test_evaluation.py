@@ -1,4 +1,6 @@
-"""What evaluate reports: error bars, parts, leaked and faulty items apart, the gate, the distance from the reference."""
+"""What evaluate reports: error bars, parts, leaked and faulty items apart, the gate, the distance from the
+reference.
+"""
 
 import json
 import sys
@@ -18,7 +20,8 @@ from tests.conftest import Workspace
 
 
 def row(i: int, score: float, **more) -> dict:
-    known = {"benchmark": "exam", "id": f"exam:{i}", "rotation": 0, "subject": "لغة" if i % 2 else "تاريخ", "group": "", "level": "",
+    known = {"benchmark": "exam", "id": f"exam:{i}", "rotation": 0, "subject": "لغة" if i % 2 else "تاريخ",
+        "group": "", "level": "",
              "country": "", "chance": 0.25, "leaked": False, "fault": None}  # fmt: skip
     return known | {"score": score} | more
 
@@ -40,7 +43,10 @@ def test_leaked_and_faulty_items_are_scored_apart():
     rows = [row(i, 0.0) for i in range(8)] + [row(8, 1.0, leaked=True), row(9, 1.0, fault="overwritten")]
     found = entries(rows)
     assert (found["all", ""]["value"], found["all", ""]["n"]) == (0.0, 8)
-    assert (found["leaked", "in the training data"]["value"], found["leaked", "in the training data"]["n"]) == (1.0, 1)
+    assert (
+        found["leaked", "in the training data"]["value"],
+        found["leaked", "in the training data"]["n"],
+    ) == (1.0, 1)
     assert found["with faulty", "questions with a fault, too"]["n"] == 10
 
 
@@ -53,7 +59,8 @@ def test_a_model_that_always_says_one_letter_shows_in_its_rotations():
     turned = [benchmarks.rotated(item, by) for by in range(4)]
     assert [one["choices"][one["answer"]] for one in turned] == ["أخضر"] * 4
     always_a = [
-        row(0, **benchmarks.choice_of(one, [0.0, -9.0, -9.0, -9.0]), rotation=by) for by, one in enumerate(turned)
+        row(0, **benchmarks.choice_of(one, [0.0, -9.0, -9.0, -9.0]), rotation=by) for by,
+        one in enumerate(turned)
     ]  # fmt: skip
     found = entries(always_a)
     assert found["rotated", "mean over rotations"]["value"] == 0.25
@@ -82,7 +89,9 @@ def test_a_requirement_stops_a_trained_checkpoint_and_says_by_how_much():
     params = params.model_copy(update={"evaluate": wanted})
     evaluate.gate("sft", params, {"stop_rate": 0.95, "loop_rate": 0.05})
     evaluate.gate("base", params, {"stop_rate": 0.0, "loop_rate": 1.0})
-    with pytest.raises(Problem, match=r"sft has a stop_rate of 0.5 and evaluate.require.stop_rate asks for at least 0.9"):
+    with pytest.raises(
+        Problem, match=r"sft has a stop_rate of 0.5 and evaluate.require.stop_rate asks for at least 0.9"
+    ):
         evaluate.gate("sft", params, {"stop_rate": 0.5, "loop_rate": 0.0})
     with pytest.raises(Problem, match=r"loop_rate of 0.3 .* at most 0.1"):
         evaluate.gate("dpo", params, {"stop_rate": 1.0, "loop_rate": 0.3})
@@ -93,7 +102,9 @@ def test_perplexity_per_byte_does_not_depend_on_the_tokenizer():
     coarse, fine = ([Score(-6.0, tokens, 3)] for tokens in (2, 6))
     a, b = (heldout.text_scores(rows, own, "<|im_end|>") for own in (coarse, fine))
     assert a["validation_loss"] != b["validation_loss"]
-    assert a["byte_perplexity"] == b["byte_perplexity"] == pytest.approx(2.7183, abs=1e-4)  # 6 nats over 6 bytes
+    assert (
+        a["byte_perplexity"] == b["byte_perplexity"] == pytest.approx(2.7183, abs=1e-4)
+    )  # 6 nats over 6 bytes
 
 
 def test_divergence_is_from_what_the_training_started_from(inside):
@@ -116,7 +127,9 @@ def test_divergence_is_from_what_the_training_started_from(inside):
     assert found == pytest.approx(total / tokens, abs=1e-3)
     assert found > 0.01
 
-    same = candidate.load("sft", params, Path("models/sft"))  # as dpo is compared with sft, before it has moved
+    same = candidate.load(
+        "sft", params, Path("models/sft")
+    )  # as dpo is compared with sft, before it has moved
     assert heldout.divergence(same, prompts, answers) == 0
 
 
@@ -124,8 +137,20 @@ def test_divergence_is_from_what_the_training_started_from(inside):
 def asked(workspace: Workspace, tmp_path_factory) -> Workspace:
     """sft evaluated on a benchmark of every kind."""
     project = workspace.copy(tmp_path_factory.mktemp("asked") / "project")
-    exam = [{"سؤال": f"ما ناتج {i} + {i}؟", "أ": str(2 * i), "ب": str(2 * i + 1), "ج": str(2 * i + 2), "مادة": "حساب"} for i in range(6)]
-    facts = [{"q": "ما عاصمة مصر؟", "a": ["القاهرة", "مدينة القاهرة"]}, {"q": "ما عاصمة العراق؟", "a": ["بغداد"]}]
+    exam = [
+        {
+            "سؤال": f"ما ناتج {i} + {i}؟",
+            "أ": str(2 * i),
+            "ب": str(2 * i + 1),
+            "ج": str(2 * i + 2),
+            "مادة": "حساب",
+        }
+        for i in range(6)
+    ]
+    facts = [
+        {"q": "ما عاصمة مصر؟", "a": ["القاهرة", "مدينة القاهرة"]},
+        {"q": "ما عاصمة العراق؟", "a": ["بغداد"]},
+    ]
     for name, rows in (("exam", [one | {"صحيح": "أ"} for one in exam]), ("facts", facts)):
         text = "\n".join(json.dumps(one, ensure_ascii=False) for one in rows)
         (project.path / f"data/own/{name}.jsonl").write_text(text, encoding="utf-8")
@@ -134,7 +159,8 @@ def asked(workspace: Workspace, tmp_path_factory) -> Workspace:
             "path": "data/own/exam.jsonl",
             "columns": {"question": "سؤال", "choices": ["أ", "ب", "ج"], "answer": "صحيح", "subject": "مادة"},
         },
-        "data.benchmarks.facts": {"path": "data/own/facts.jsonl", "columns": {"question": "q", "answer": "a"}},
+        "data.benchmarks.facts": {"path": "data/own/facts.jsonl",
+            "columns": {"question": "q", "answer": "a"}},
         "evaluate.rotate": True,
     })  # fmt: skip
     for command in (["fetch", "benchmarks"], ["evaluate", "sft"]):
@@ -150,8 +176,18 @@ def test_every_item_has_its_prediction(asked):
     assert len(set(keys)) == len(keys)
     exam = [one for one in rows if one["benchmark"] == "exam"]
     assert len(exam) == 6 * 3
-    assert all(one["reference"] == str(2 * int(one["id"].split(":")[1])) for one in exam)  # whatever the rotation
-    assert {one["benchmark"] for one in rows} >= {"exam", "facts", "facts_f1", "skills", "skills_choice", "preference", "held-out"}
+    assert all(
+        one["reference"] == str(2 * int(one["id"].split(":")[1])) for one in exam
+    )  # whatever the rotation
+    assert {one["benchmark"] for one in rows} >= {
+        "exam",
+        "facts",
+        "facts_f1",
+        "skills",
+        "skills_choice",
+        "preference",
+        "held-out",
+    }
 
 
 def test_the_report_says_how_it_was_asked_and_with_what_error(asked):
@@ -165,7 +201,15 @@ def test_the_report_says_how_it_was_asked_and_with_what_error(asked):
     metrics = json.loads((asked.path / "metrics/sft.json").read_text(encoding="utf-8"))
     assert all(isinstance(value, (int, float)) for value in metrics.values())
     assert next(iter(metrics)) == "skills"
-    assert {"exam", "facts", "preference", "validation_loss", "byte_perplexity", "stop_rate", "divergence"} <= set(metrics)
+    assert {
+        "exam",
+        "facts",
+        "preference",
+        "validation_loss",
+        "byte_perplexity",
+        "stop_rate",
+        "divergence",
+    } <= set(metrics)
 
 
 def test_a_requirement_of_something_unknown_is_refused_at_once(asked):

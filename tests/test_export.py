@@ -37,18 +37,25 @@ from tools.export import checks, gguf_file, merge, templates
 NANO = ROOT / "models/nano"
 TALKS = [
     [("user", "ما عاصمة مصر؟\n")],
-    [("system", 'أنت "مساعد"\\n'), ("user", " {{ x }} "), ("assistant", "القاهرة."), ("user", "و<b>تونس</b>؟")],
+    [
+        ("system", 'أنت "مساعد"\\n'),
+        ("user", " {{ x }} "),
+        ("assistant", "القاهرة."),
+        ("user", "و<b>تونس</b>؟"),
+    ],
 ]
 
 
-# --- templates ------------------------------------------------------------------------------------------------------------
+# --- templates ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 @pytest.mark.parametrize("system", ["", 'أجب "بإيجاز".\n'])
 def test_the_chat_template_renders_what_training_saw(template, system):
     # As transformers, and vLLM with it, sets up Jinja.
-    chat = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(templates.jinja(template, system))
+    chat = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(
+        templates.jinja(template, system)
+    )
     for talk in TALKS:
         messages = [{"role": role, "content": content} for role, content in talk]
         rendered = template.render(messages, system)
@@ -59,12 +66,15 @@ def test_the_chat_template_renders_what_training_saw(template, system):
 def test_the_modelfile_says_the_same_in_the_language_of_ollama():
     text = templates.modelfile(TEMPLATES["chatml"], "أجب بإيجاز.", "dpo-q8_0.gguf", 1024)
     assert text.splitlines()[0] == "FROM ./dpo-q8_0.gguf"
-    assert '{{- if eq .Role "system" -}}{{- "<|im_start|>system\\n" }}{{ .Content }}{{ "<|im_end|>\\n" -}}' in text
+    assert (
+        '{{- if eq .Role "system" -}}{{- "<|im_start|>system\\n" }}{{ .Content }}{{ "<|im_end|>\\n" -}}'
+        in text
+    )
     assert text.count("PARAMETER stop") == 2
     assert text.endswith('SYSTEM """أجب بإيجاز."""\n')
 
 
-# --- merging --------------------------------------------------------------------------------------------------------------
+# --- merging ------------------------------------------------------------------------------------------------
 
 
 def weights(quantization: str = "none", dtype: str = "float32") -> Weights:
@@ -74,7 +84,9 @@ def weights(quantization: str = "none", dtype: str = "float32") -> Weights:
 def adapter(folder: Path, **settings) -> Path:
     """A random adapter on nano that changes what it says."""
     torch.manual_seed(3)
-    model = get_peft_model(load_base(weights(), NANO), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", **settings))
+    model = get_peft_model(
+        load_base(weights(), NANO), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", **settings)
+    )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
@@ -93,7 +105,9 @@ def exported(weights: Weights, lora: Path | None, folder: Path) -> Path:
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
-    ids = torch.tensor([AutoTokenizer.from_pretrained(NANO)("<|im_start|>user\nما جمع كلمة كتاب؟<|im_end|>\n")["input_ids"]])
+    ids = torch.tensor(
+        [AutoTokenizer.from_pretrained(NANO)("<|im_start|>user\nما جمع كلمة كتاب؟<|im_end|>\n")["input_ids"]]
+    )
     with torch.inference_mode():
         return model(input_ids=ids).logits[0].float()
 
@@ -103,7 +117,9 @@ def divergence(expected: torch.Tensor, other: torch.Tensor) -> float:
     return (before.exp() * (before - after)).sum(-1).mean().item()
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"]
+)
 def test_a_merged_adapter_answers_like_the_adapter(tmp_path, settings):
     lora = adapter(tmp_path / "adapter", **settings)
     expected = logits(PeftModel.from_pretrained(load_base(weights(), NANO), lora).eval())
@@ -119,23 +135,39 @@ def test_an_adapter_on_4_bits_merges_into_what_the_4_bits_stand_for(tmp_path):
     held = base.model.layers[1].mlp.down_proj.weight
     with safe_open(NANO / "model.safetensors", framework="pt") as file:
         original = file.get_tensor("model.layers.1.mlp.down_proj.weight")
-    assert torch.equal(merge.through_nf4(original, torch.bfloat16), dequantize_4bit(held.data, held.quant_state))
+    assert torch.equal(
+        merge.through_nf4(original, torch.bfloat16), dequantize_4bit(held.data, held.quant_state)
+    )
     expected = logits(PeftModel.from_pretrained(base, lora).eval())
     right, _ = checks.load(exported(four_bits, lora, tmp_path / "right"))
     wrong, _ = checks.load(exported(weights("none", "bfloat16"), lora, tmp_path / "wrong"))
     assert divergence(expected, logits(right)) < checks.LIMIT < divergence(expected, logits(wrong))
 
 
-# --- GGUF -----------------------------------------------------------------------------------------------------------------
+# --- GGUF ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def qwen2(tmp_path_factory) -> Path:
-    """A random model in the layout of Qwen2.5-7B: biases, a head of its own, rows that are multiples of 256, in two shards."""
+    """A random model in the layout of Qwen2.5-7B: biases, a head of its own, rows that are multiples of 256,
+    in two shards.
+    """
     folder = tmp_path_factory.mktemp("qwen2")
-    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     torch.manual_seed(0)
-    config = Qwen2Config(**shape, vocab_size=4100, max_position_embeddings=512, initializer_range=0.08, tie_word_embeddings=False)
+    config = Qwen2Config(
+        **shape,
+        vocab_size=4100,
+        max_position_embeddings=512,
+        initializer_range=0.08,
+        tie_word_embeddings=False,
+    )
     model = Qwen2ForCausalLM(config)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -152,9 +184,15 @@ def qwen2(tmp_path_factory) -> Path:
 def test_llama_cpp_and_transformers_read_the_file_as_the_model_it_was(qwen2, tmp_path):
     gguf_file.write(qwen2, tmp_path / "model.gguf", "f16")
     original, tokenizer = checks.load(qwen2)
-    prompts = [TEMPLATES["chatml"].render([{"role": "user", "content": text}]) for text in ("ما عاصمة مصر؟", "عدّد 3 مدن: a, b.\n\n  نعم")]
+    prompts = [
+        TEMPLATES["chatml"].render([{"role": "user", "content": text}])
+        for text in ("ما عاصمة مصر؟", "عدّد 3 مدن: a, b.\n\n  نعم")
+    ]
     expected = checks.record(original.float(), tokenizer, prompts, [2, 0], 8)
-    assert checks.check_gguf(tmp_path / "model.gguf", expected, [2, 0], 8) == {"prompts": 2, "same_answers": 2}
+    assert checks.check_gguf(tmp_path / "model.gguf", expected, [2, 0], 8) == {
+        "prompts": 2,
+        "same_answers": 2,
+    }
     other = replace(expected, logps=[logps.roll(1, dims=-1) for logps in expected.logps])
     with pytest.raises(Problem, match="another probability than the checkpoint does"):
         checks.check_gguf(tmp_path / "model.gguf", other, [2, 0], 8)
@@ -167,10 +205,13 @@ def test_rounded_weights_are_close_to_the_models(qwen2, tmp_path, kind, bits, er
     gguf_file.write(qwen2, tmp_path / "model.gguf", kind)
     read = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     model = checks.load(qwen2)[0].float()
-    assert (tmp_path / "model.gguf").stat().st_size * 8 / sum(parameter.numel() for parameter in model.parameters()) < bits
+    assert (tmp_path / "model.gguf").stat().st_size * 8 / sum(
+        parameter.numel() for parameter in model.parameters()
+    ) < bits
     for name, parameter in (("blk.1.attn_v.weight", model.model.layers[1].self_attn.v_proj.weight),
                             ("blk.3.ffn_down.weight", model.model.layers[3].mlp.down_proj.weight),
-                            ("token_embd.weight", model.model.embed_tokens.weight), ("output.weight", model.lm_head.weight)):  # fmt: skip
+                            ("token_embd.weight", model.model.embed_tokens.weight),
+                            ("output.weight", model.lm_head.weight)):  # fmt: skip
         original, kept = parameter.detach().numpy(), read[name]
         rounded = gguf.quants.dequantize(kept.data, kept.tensor_type)
         assert np.linalg.norm(rounded - original) / np.linalg.norm(original) < error
@@ -183,10 +224,14 @@ def test_which_tensors_get_more_bits():
     sensitive = [layer for layer in range(28) if gguf_file.is_sensitive(f"blk.{layer}.attn_v.weight", 28)]
     assert sensitive == [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 24, 25, 26, 27]
     kinds = [gguf_file.type_of(*of).name for of in (
-        ("token_embd.weight", (4096, 2048), "q4_k_m", 28, True), ("token_embd.weight", (4096, 2048), "q4_k_m", 28, False),
-        ("output.weight", (4096, 2048), "q4_k_m", 28, False), ("blk.0.ffn_down.weight", (2048, 448), "q4_k_m", 28, False),
-        ("blk.3.ffn_down.weight", (2048, 448), "q4_k_m", 28, False), ("blk.0.attn_q.bias", (2048,), "q4_k_m", 28, False),
-        ("blk.0.attn_q.weight", (64, 40), "q8_0", 28, False), ("blk.0.attn_q.weight", (64, 64), "f16", 28, False),
+        ("token_embd.weight", (4096, 2048), "q4_k_m", 28, True),
+        ("token_embd.weight", (4096, 2048), "q4_k_m", 28, False),
+        ("output.weight", (4096, 2048), "q4_k_m", 28, False),
+        ("blk.0.ffn_down.weight", (2048, 448), "q4_k_m", 28, False),
+        ("blk.3.ffn_down.weight", (2048, 448), "q4_k_m", 28, False),
+        ("blk.0.attn_q.bias", (2048,), "q4_k_m", 28, False),
+        ("blk.0.attn_q.weight", (64, 40), "q8_0", 28, False),
+        ("blk.0.attn_q.weight", (64, 64), "f16", 28, False),
     )]  # fmt: skip
     assert kinds == ["Q6_K", "Q4_K", "Q6_K", "Q8_0", "Q5_0", "F32", "F16", "F16"]
 
@@ -198,13 +243,15 @@ def test_an_unknown_architecture_is_refused(tmp_path):
     assert not (tmp_path / "model.gguf").exists()
 
 
-# --- the whole ------------------------------------------------------------------------------------------------------------
+# --- the whole ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def export_of_sft(workspace) -> Path:
     result = workspace.run("python", "-m", "tools.export", "models/sft", "--gguf", "q8_0")
-    assert result.stdout.count("15 of 15 greedy answers are the checkpoint's, token by token") == 2, result.stdout
+    assert result.stdout.count("15 of 15 greedy answers are the checkpoint's, token by token") == 2, (
+        result.stdout
+    )
     assert result.stderr == ""
     return workspace.path / "exports/sft"
 
@@ -212,9 +259,18 @@ def export_of_sft(workspace) -> Path:
 def test_an_export_runs_with_nothing_but_its_folder(export_of_sft):
     model, tokenizer = checks.load(export_of_sft)
     assert model.generation_config.eos_token_id == [2, 0]
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "ما جمع كتاب؟"}], add_generation_prompt=True, tokenize=False)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "ما جمع كتاب؟"}], add_generation_prompt=True, tokenize=False
+    )
     assert prompt == "<|im_start|>user\nما جمع كتاب؟<|im_end|>\n<|im_start|>assistant\n"
-    assert {path.suffix for path in export_of_sft.iterdir()} == {".json", ".safetensors", ".jinja", ".gguf", ".md", ""}
+    assert {path.suffix for path in export_of_sft.iterdir()} == {
+        ".json",
+        ".safetensors",
+        ".jinja",
+        ".gguf",
+        ".md",
+        "",
+    }
 
 
 def test_an_export_tells_what_it_is_and_nothing_of_the_machine(export_of_sft, workspace):
@@ -228,7 +284,13 @@ def test_an_export_tells_what_it_is_and_nothing_of_the_machine(export_of_sft, wo
         "Not measured",
     ):
         assert expected in card
-    private = {str(workspace.path), str(Path.home()), str(ROOT), socket.gethostname(), f"/{getpass.getuser()}/"}
+    private = {
+        str(workspace.path),
+        str(Path.home()),
+        str(ROOT),
+        socket.gethostname(),
+        f"/{getpass.getuser()}/",
+    }
     for path in export_of_sft.iterdir():
         content = path.read_bytes()
         assert not [word for word in private if len(word) > 4 and word.encode() in content], path
@@ -239,7 +301,9 @@ def test_what_cannot_be_exported_is_refused_in_one_line(inside):
     with pytest.raises(Problem, match=r"models/none is no trained checkpoint; there is models/sft"):
         export.check(Path("models/none"), Path("exports/none"), settings)
     other = settings.model_copy(update={"prompt": settings.prompt.model_copy(update={"template": "arabic"})})
-    with pytest.raises(Problem, match=r"models/sft was trained with the chatml template as it was then, but params.yaml says"):
+    with pytest.raises(
+        Problem, match=r"models/sft was trained with the chatml template as it was then, but params.yaml says"
+    ):
         export.check(Path("models/sft"), Path("exports/sft"), other)
     with pytest.raises(Problem, match="--out models holds something else than an export"):
         export.check(Path("models/sft"), Path("models"), settings)
@@ -249,13 +313,15 @@ def test_a_merge_that_answers_differently_is_not_written(inside, tmp_path):
     settings = reader.read()
     model = load_base(settings.chosen_model.weights)
     tokenizer = AutoTokenizer.from_pretrained(NANO)
-    expected = checks.record(model, tokenizer, export.held_out(), [2, 0], 8)  # the base's answers, not those of sft
+    expected = checks.record(
+        model, tokenizer, export.held_out(), [2, 0], 8
+    )  # the base's answers, not those of sft
     other = exported(weights(), Path("models/sft"), tmp_path / "merged")
     with pytest.raises(Problem, match="nats per token from the checkpoint, more than rounding explains"):
         checks.check_merged(other, expected, 8)
 
 
-# --- uploading ------------------------------------------------------------------------------------------------------------
+# --- uploading ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -270,7 +336,10 @@ def taking_hub():
             allowed = self.headers["Authorization"] == "Bearer hf_right"
             answer = {"url": f"{url}/me/model", "commitUrl": f"{url}/me/model/commit/1", "commitOid": "1"}
             if "/preupload/" in self.path:
-                answer["files"] = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+                answer["files"] = [
+                    {**file, "uploadMode": "regular", "shouldIgnore": False}
+                    for file in json.loads(body)["files"]
+                ]
             send(self, 200 if allowed else 401, json.dumps(answer if allowed else {"error": "no"}).encode())
 
         def log_message(self, *_):
@@ -287,13 +356,26 @@ def taking_hub():
 def test_a_push_uploads_the_folder_into_a_private_repository(tmp_path, taking_hub, token):
     url, received = taking_hub
     (tmp_path / "README.md").write_text("بطاقة", encoding="utf-8")
-    command = "import sys; from tools.export.__main__ import *\nwith one_line_errors(): push(Path(sys.argv[1]), 'me/model')"
-    environment = os.environ | {"HF_ENDPOINT": url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    result = subprocess.run([sys.executable, "-c", command, tmp_path], cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = (
+        "import sys; from tools.export.__main__ import *\nwith one_line_errors(): "
+        "push(Path(sys.argv[1]), 'me/model')"
+    )
+    environment = os.environ | {
+        "HF_ENDPOINT": url,
+        "HF_TOKEN": token,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", command, tmp_path], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert token not in result.stdout + result.stderr
     assert json.loads(received["/api/repos/create"])["visibility"] == "private"
     if token == "hf_wrong":
-        assert result.stderr == "error: --push me/model: refused (401): set HF_TOKEN to a token that may write there\n"
+        assert (
+            result.stderr
+            == "error: --push me/model: refused (401): set HF_TOKEN to a token that may write there\n"
+        )
     else:
         assert result.stdout == "push: me/model (private)\n", result.stderr
         commit = next(body for path, body in received.items() if "/commit/" in path).decode()

@@ -25,30 +25,45 @@ def vote(row: dict, kind: str, swapped: bool = False) -> dict:
     """A line as the arena writes it; `kind` is first where the chosen answer was shown first."""
     answers = [{"checkpoint": name, "weights_sha256": "0", "answer": row[answer][0]["content"]}
                for name, answer in (("dpo", "chosen"), ("sft", "rejected"))]  # fmt: skip
-    return {"id": "0", "time": "2026-01-31T12:00:00+00:00", "prompt": row["prompt"], "answers": answers[:: -1 if swapped else 1],
+    return {"id": "0", "time": "2026-01-31T12:00:00+00:00", "prompt": row["prompt"],
+        "answers": answers[:: -1 if swapped else 1],
             "vote": kind, "temperature": 0.7}  # fmt: skip
 
 
 def write_votes(votes: list[dict], torn: str = "") -> None:
-    VOTES.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in votes) + torn, encoding="utf-8")
+    VOTES.write_text(
+        "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in votes) + torn, encoding="utf-8"
+    )
 
 
 def changed(params, **preference):
     own = params.chosen_model.preference.model_copy(update=preference)
-    return params.model_copy(update={"models": {params.model: params.chosen_model.model_copy(update={"preference": own})}})
+    return params.model_copy(
+        update={"models": {params.model: params.chosen_model.model_copy(update={"preference": own})}}
+    )
 
 
 @pytest.fixture(scope="module")
 def voted(workspace: Workspace, tmp_path_factory) -> Workspace:
     """People have voted 80 times, and some of what they said cannot be used."""
     project = workspace.copy(tmp_path_factory.mktemp("voted") / "project")
-    project.set({"data.preferences": {"feedback": "all"}, "format.validation": 0.2, "evaluate.health_prompts": 2})
+    project.set(
+        {"data.preferences": {"feedback": "all"}, "format.validation": 0.2, "evaluate.health_prompts": 2}
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project.path)
         rows = [row for row in skills.preferences(400) if row["source"] != "skills/near_miss"]
         rows = list({row["prompt"][0]["content"]: row for row in rows}.values())[:82]
-        votes = [vote(row, ["first", "second", "tie", "both_bad"][i % 4], i % 4 == 1) for i, row in enumerate(rows[:80])]
-        argued = [vote(rows[80], "first"), vote(rows[80], "second"), vote(rows[0], "second"), vote(rows[0], "first")]
+        votes = [
+            vote(row, ["first", "second", "tie", "both_bad"][i % 4], i % 4 == 1)
+            for i, row in enumerate(rows[:80])
+        ]
+        argued = [
+            vote(rows[80], "first"),
+            vote(rows[80], "second"),
+            vote(rows[0], "second"),
+            vote(rows[0], "first"),
+        ]
         alike = [vote(rows[81] | {"rejected": rows[81]["chosen"]}, "first")]
         write_votes(votes + argued + alike, torn='{"id": "0", "prompt": [{"ro')
         fetch.main("preferences")
@@ -67,7 +82,11 @@ def test_every_vote_is_used_or_counted(inside):
     assert report["sources"]["feedback"]["published"] == 86
     assert report["dropped"] == {"chosen_is_rejected": 1, "contradiction": 3, "duplicate": 1, "malformed": 1}
     assert report["rows"] == 86 + 40  # a tie, and "both bad", are two single votes
-    kept = [row for split in ("train", "validation") for row in parquet.read_table(f"{rows_of.DATA.parent}/{split}.parquet").to_pylist()]
+    kept = [
+        row
+        for split in ("train", "validation")
+        for row in parquet.read_table(f"{rows_of.DATA.parent}/{split}.parquet").to_pylist()
+    ]
     kinds = [(bool(row["chosen"]), bool(row["rejected"])) for row in kept]
     assert [kinds.count(kind) for kind in ((True, True), (True, False), (False, True))] == [40, 40, 40]
     assert {row["id"] for row in kept} >= {"feedback:0", "feedback:1", "feedback:2.1", "feedback:2.2"}
@@ -92,23 +111,34 @@ def test_methods_of_pairs_leave_single_votes_out_and_say_so(inside, capsys):
     trainer = trainers.build(params, "dpo", SFT)
     assert set(trainer.train_dataset["prompt"]) <= {row["prompt"] for row in pairs}
     assert len(trainer.train_dataset) == len(pairs) // 16 * 16
-    said = f"learns from pairs alone, and {len(rows) - len(pairs)} of {len(rows)} preferences are single votes"
+    said = (
+        f"learns from pairs alone, and {len(rows) - len(pairs)} of {len(rows)} preferences are single votes"
+    )
     assert f"note: dpo {said}: they are left out" in capsys.readouterr().out
-    with pytest.raises(Problem, match=f"ipo {said}: {len(pairs)} pairs do not fill a step of 64; .* learn from both: -S method=kto"):
+    with pytest.raises(
+        Problem,
+        match=f"ipo {said}: {len(pairs)} pairs do not fill a step of 64; .* learn from both: -S method=kto",
+    ):
         trainers.build(changed(params, batch_size=64), "ipo", SFT)
 
 
 def test_held_out_pairs_are_scored_and_held_out_single_votes_are_not(inside):
     evaluate.main("sft")
     held_out = parquet.read_table("data/formatted/preferences/validation.parquet").to_pylist()
-    scored = parquet.read_table("data/predictions/sft.parquet", filters=[("benchmark", "=", "preference")])["id"].to_pylist()
+    scored = parquet.read_table("data/predictions/sft.parquet", filters=[("benchmark", "=", "preference")])[
+        "id"
+    ].to_pylist()
     assert scored == [row["id"] for row in held_out if row["chosen"] and row["rejected"]]
     assert 0 < len(scored) < len(held_out)
 
 
 def test_without_votes_it_is_said_how_to_get_some(inside):
     VOTES.rename("votes")
-    with pytest.raises(SystemExit, match=r"no table file \(.*\) at data/feedback/preferences.jsonl: vote in `python -m tools.chat --web`"):
+    with pytest.raises(
+        SystemExit,
+        match=r"no table file \(.*\) at data/feedback/preferences.jsonl: "
+        r"vote in `python -m tools.chat --web`",
+    ):
         fetch.main("preferences")
     Path("votes").rename(VOTES)
 
@@ -118,8 +148,17 @@ def test_without_votes_it_is_said_how_to_get_some(inside):
     [
         (100, 100, ""),
         (130, 100, ""),
-        (50, 100, "50 good and 100 bad answers: methods.kto.desirable_weight from 2.00 to 2.67 would balance them"),
-        (200, 100, "200 good and 100 bad answers: methods.kto.undesirable_weight from 1.50 to 2.00 would balance them"),
+        (
+            50,
+            100,
+            "50 good and 100 bad answers: methods.kto.desirable_weight from 2.00 to 2.67 would balance them",
+        ),
+        (
+            200,
+            100,
+            "200 good and 100 bad answers: methods.kto.undesirable_weight from 1.50 to 2.00 would balance "
+            "them",
+        ),
     ],
 )
 def test_the_weights_that_balance_good_and_bad_answers_are_named(capsys, good, bad, said):

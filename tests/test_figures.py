@@ -51,7 +51,17 @@ def test_reliability_bins_and_calibration_error_by_hand():
 
 
 def test_stop_rate_by_length():
-    lengths = [(0, True), (1, True), (2, True), (3, True), (4, False), (5, True), (48, False), (48, False), (33, True)]
+    lengths = [
+        (0, True),
+        (1, True),
+        (2, True),
+        (3, True),
+        (4, False),
+        (5, True),
+        (48, False),
+        (48, False),
+        (33, True),
+    ]
     rows = tables.lengths([item(tokens=tokens, stopped=stopped) for tokens, stopped in lengths])
     assert [tuple(row.values()) for row in rows] == [
         ("0–1", 2, 2, 1.0), ("2", 1, 1, 1.0), ("3–4", 2, 1, 0.5), ("5–8", 1, 1, 1.0), ("33–64", 3, 1, 0.3333),
@@ -59,9 +69,16 @@ def test_stop_rate_by_length():
 
 
 def test_only_sound_items_in_their_published_order_count():
-    rows = [choice(1, 1), choice(1, 0, rotation=1), choice(1, 0, fault="overwritten"), item(tokens=5, stopped=True, fault="overwritten")]
+    rows = [
+        choice(1, 1),
+        choice(1, 0, rotation=1),
+        choice(1, 0, fault="overwritten"),
+        item(tokens=5, stopped=True, fault="overwritten"),
+    ]
     found = tables.tables(rows, [], {})
-    assert [row for row in found["confusion"] if row["n"]] == [{"benchmark": "exam", "gold": "B", "picked": "B", "n": 1, "share": 1.0}]
+    assert [row for row in found["confusion"] if row["n"]] == [
+        {"benchmark": "exam", "gold": "B", "picked": "B", "n": 1, "share": 1.0}
+    ]
     assert not found["lengths"]
 
 
@@ -79,19 +96,30 @@ def test_slices_stand_from_the_best_to_the_worst_of_the_last_checkpoint():
 
     rows = figures.side_by_side({"base": tables(0.9, 0.2, 0.3), "dpo": tables(0.4, 0.6, 0.3)})["slices"]
     assert [(row["checkpoint"], row["name"]) for row in rows] == [
-        ("base", "high"), ("dpo", "high"), ("base", "الجنوب"), ("dpo", "الجنوب"), ("base", "الشمال"), ("dpo", "الشمال"),
+        ("base", "high"), ("dpo", "high"), ("base", "الجنوب"), ("dpo", "الجنوب"), ("base", "الشمال"),
+        ("dpo", "الشمال"),
     ]  # fmt: skip
 
 
-# --- the plots ------------------------------------------------------------------------------------------------------------
+# --- the plots ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A git and DVC repository with the templates of the project and a stage that joins the tables."""
     monkeypatch.chdir(tmp_path)
-    plots = [{f"metrics/plots/{name}.tsv": {"cache": False, "template": name, "title": f"Title of {name}"}} for name in figures.COLUMNS]
-    stages = {"figures": {"cmd": "python -m stages.figures", "deps": ["metrics/tables"], "params": ["refine"], "plots": plots}}
+    plots = [
+        {f"metrics/plots/{name}.tsv": {"cache": False, "template": name, "title": f"Title of {name}"}}
+        for name in figures.COLUMNS
+    ]
+    stages = {
+        "figures": {
+            "cmd": "python -m stages.figures",
+            "deps": ["metrics/tables"],
+            "params": ["refine"],
+            "plots": plots,
+        }
+    }
     params = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("refine: [] ", "refine: [ipo] ")
     (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
     with (tmp_path / "dvc.yaml").open("w", encoding="utf-8") as file:
@@ -104,15 +132,29 @@ def repository(tmp_path, monkeypatch):
 
 
 def evaluate(checkpoint: str, broken: bool = False) -> None:
-    """Tables like those of a checkpoint that is sound, or that always says A, never stops and drifts into Chinese."""
+    """Tables like those of a checkpoint that is sound, or that always says A, never stops and drifts into
+    Chinese.
+    """
     letters = [choice(gold, 0 if broken else gold, 0.97) for gold in range(4) for _ in range(3)]
     answers = [item(benchmark="skills", tokens=48 if broken else 7, stopped=not broken) for _ in range(5)]
-    scores = [score("exam", 0.25), score("exam", 0.25, "subject", "اللغة العربية (عام)"), score("skills", 0.5)]
-    tables.write(checkpoint, [], [*letters, *answers], scores, {"stop_rate": float(not broken), "cjk_share": 0.6 if broken else 0.0})
+    scores = [
+        score("exam", 0.25),
+        score("exam", 0.25, "subject", "اللغة العربية (عام)"),
+        score("skills", 0.5),
+    ]
+    tables.write(
+        checkpoint,
+        [],
+        [*letters, *answers],
+        scores,
+        {"stop_rate": float(not broken), "cjk_share": 0.6 if broken else 0.0},
+    )
 
 
 def specifications(*command: str) -> dict[str, dict]:
-    """Title → Vega-Lite specification of every plot of the page that `dvc plots` writes; anything it complains of fails."""
+    """Title → Vega-Lite specification of every plot of the page that `dvc plots` writes; anything it
+    complains of fails.
+    """
     shown = subprocess.run([sys.executable, "-m", "dvc", "plots", *command], capture_output=True, text=True)
     assert (shown.returncode, shown.stderr) == (0, "")
     with open("dvc_plots/index.html", encoding="utf-8") as page:
@@ -121,7 +163,9 @@ def specifications(*command: str) -> dict[str, dict]:
 
 
 def texts(specification: dict) -> list[str]:
-    """What stands written in the drawn plot, from Vega-Lite 5.8, the version nearest to that of DVC's page."""
+    """What stands written in the drawn plot, from Vega-Lite 5.8, the version nearest to that of DVC's
+    page.
+    """
     return re.findall(r">([^<]+)</text>", vl_convert.vegalite_to_svg(specification, vl_version="5.8"))
 
 
@@ -139,7 +183,9 @@ def test_the_page_shows_every_figure_with_the_checkpoints_in_their_order(reposit
     for name, words in drawn.items():
         assert in_order(words, "base", "sft", "refine-ipo"), name
         assert "refine-stale" not in words, f"{name} shows a checkpoint that is no longer configured"
-    assert "\u2068اللغة العربية (عام)\u2069" in drawn["slices"]  # isolated: parentheses stand where an Arabic reader expects them
+    assert (
+        "\u2068اللغة العربية (عام)\u2069" in drawn["slices"]
+    )  # isolated: parentheses stand where an Arabic reader expects them
     assert drawn["confusion"].count("100%") == 4 + 4 + 4  # the diagonals, and A whatever was right
     assert drawn["reliability"].count("ECE 0.720, n 12") == 1
     assert {"100%", "0%"} <= set(drawn["lengths"])
@@ -150,7 +196,9 @@ def test_two_revisions_side_by_side(repository):
     for broken in (False, True):
         evaluate("sft", broken)
         figures.main()
-        subprocess.run("git add -A && git -c user.name=t -c user.email=t@t commit -qm t", shell=True, check=True)
+        subprocess.run(
+            "git add -A && git -c user.name=t -c user.email=t@t commit -qm t", shell=True, check=True
+        )
     names = ["sft (HEAD)", "sft (HEAD~1)"]
     for title, plot in specifications("diff", "HEAD", "HEAD~1").items():
         assert in_order(texts(plot), *names), title
@@ -159,7 +207,9 @@ def test_two_revisions_side_by_side(repository):
 def test_a_checkpoint_that_generates_nothing_leaves_the_other_figures_whole(repository):
     tables.write("base", [], [choice(0, 1)], [score("exam", 0.0)], {})
     figures.main()
-    assert set(specifications("show")) == {f"Title of {name}" for name in ("scores", "confusion", "reliability")}
+    assert set(specifications("show")) == {
+        f"Title of {name}" for name in ("scores", "confusion", "reliability")
+    }
 
 
 def test_an_interval_that_does_not_exist_is_not_drawn(repository):
@@ -192,7 +242,12 @@ def test_the_same_tables_are_the_same_bytes(repository):
 def test_the_page_that_needs_no_network_loads_nothing(repository):
     evaluate("base")
     figures.main()
-    subprocess.run([sys.executable, "-m", "tools.page"], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "tools.page"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+    )
     page = (repository / "dvc_plots/index.html").read_text(encoding="utf-8")
     assert not re.search(r"<(script|link)[^>]+(src|href)=", page)
     assert "window.vegaEmbed=" in page

@@ -30,9 +30,15 @@ from tests.conftest import ROOT
         ("قا\u0644\ufe70", "قال\u064b"),  # a vowel sign in presentation form stands on no blank
         ("ا\u0653 و\u0654", "آ ؤ"),  # letters apart from their hamza or madda
         ("مـــرحبا", "مرحبا"),  # tatweel
-        ("\ufeffمر\u200bحبا\u200f\u00ad", "مرحبا"),  # zero-width and bidi controls, soft hyphen, byte order mark
+        (
+            "\ufeffمر\u200bحبا\u200f\u00ad",
+            "مرحبا",
+        ),  # zero-width and bidi controls, soft hyphen, byte order mark
         ("می\u200cخواهم", "ميخواهم"),  # Persian look-alikes
-        ("\U0001f468\u200d\U0001f469 أ\u200dب", "\U0001f468\u200d\U0001f469 أب"),  # a joiner stays inside an emoji alone
+        (
+            "\U0001f468\u200d\U0001f469 أ\u200dب",
+            "\U0001f468\u200d\U0001f469 أب",
+        ),  # a joiner stays inside an emoji alone
         ("سطر\r\nسطر\rسطر", "سطر\nسطر\nسطر"),
         ("  كلمة   كلمة\t \n كلمة ", "كلمة كلمة\n كلمة"),
         ("قائمة:\n  - بند\n\tx = 1", "قائمة:\n  - بند\n\tx = 1"),  # indentation is structure
@@ -65,12 +71,19 @@ def test_words_are_compared_without_what_does_not_change_them():
     assert words("3 - 4") != words("3 + 4")
 
 
-CHAT = [{"role": "user", "content": "س"}, {"role": "assistant", "content": "ج"}, {"role": "user", "content": "ص"}]
+CHAT = [
+    {"role": "user", "content": "س"},
+    {"role": "assistant", "content": "ج"},
+    {"role": "user", "content": "ص"},
+]
 
 
 def test_chatml():
     template = TEMPLATES["chatml"]
-    prompt = "<|im_start|>user\nس<|im_end|>\n<|im_start|>assistant\nج<|im_end|>\n<|im_start|>user\nص<|im_end|>\n<|im_start|>assistant\n"
+    prompt = (
+        "<|im_start|>user\nس<|im_end|>\n<|im_start|>assistant\nج<|im_end|>\n"
+        "<|im_start|>user\nص<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert template.render(CHAT) == prompt
     assert template.render(CHAT, system="أجب") == "<|im_start|>system\nأجب<|im_end|>\n" + prompt
     assert template.complete("ع") == "ع<|im_end|>"
@@ -79,7 +92,10 @@ def test_chatml():
 def test_the_arabic_template():
     template = TEMPLATES["arabic"]
     assert template.render(CHAT[:1]) == "### التعليمات:\nس\n\n### الإجابة:\n"
-    assert template.render(CHAT) == "### التعليمات:\nس\n\n### الإجابة:\nج<|endoftext|>\n### التعليمات:\nص\n\n### الإجابة:\n"
+    assert (
+        template.render(CHAT)
+        == "### التعليمات:\nس\n\n### الإجابة:\nج<|endoftext|>\n### التعليمات:\nص\n\n### الإجابة:\n"
+    )
     assert template.render(CHAT[:1], system="أجب") == "أجب\n\n### التعليمات:\nس\n\n### الإجابة:\n"
 
 
@@ -94,7 +110,7 @@ def test_an_answer_starts_on_a_token_boundary_and_stops_with_one_token(name):
         assert whole[-1] == tokenizer.token_to_id(template.stop)
 
 
-# --- the quality gate -----------------------------------------------------------------------------------------------------
+# --- the quality gate ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -103,14 +119,23 @@ def examine(tmp_path):
 
     def run(role, rows, benchmark=(), **gate):
         params = read(ROOT / "params.yaml")
-        items = [catalog.question(asked, ["نعم", "لا"], 0) | {"id": str(i), "split": "test"} for i, asked in enumerate(benchmark)]
-        parquet.write_table(pa.Table.from_pylist(items, catalog.SCHEMAS["benchmarks"]), tmp_path / "exam.parquet")
+        items = [
+            catalog.question(asked, ["نعم", "لا"], 0) | {"id": str(i), "split": "test"}
+            for i, asked in enumerate(benchmark)
+        ]
+        parquet.write_table(
+            pa.Table.from_pylist(items, catalog.SCHEMAS["benchmarks"]), tmp_path / "exam.parquet"
+        )
         own = params.format.model_copy(update=gate)
         prompt = params.prompt.model_copy(update={"max_length": 64})
         tokenizer = str(ROOT / "models/nano/tokenizer.json")
-        settings = quality.Settings(role, params.text, prompt, own, tokenizer, leaks.build(tmp_path, own.leak_overlap))
+        settings = quality.Settings(
+            role, params.text, prompt, own, tokenizer, leaks.build(tmp_path, own.leak_overlap)
+        )
         common = {"source": "s", "fault": None, "split": "train"}
-        return quality.Examiner(settings).examine("s", [{**common, "id": str(i), **row} for i, row in enumerate(rows)])
+        return quality.Examiner(settings).examine(
+            "s", [{**common, "id": str(i), **row} for i, row in enumerate(rows)]
+        )
 
     return run
 
@@ -129,7 +154,9 @@ def test_every_row_is_kept_or_dropped_with_a_reason(examine):
         "wrong_language": pair("Yes, of course, I do think so", "لا"),
         "answer_is_prompt": pair("نعم", "ما رأيك؟"),
     }
-    found = examine("preferences", [*rows.values(), {"fault": "malformed", "detail": "x is int", "original": "{}"}]).rows.to_pylist()
+    found = examine(
+        "preferences", [*rows.values(), {"fault": "malformed", "detail": "x is int", "original": "{}"}]
+    ).rows.to_pylist()
     assert [row["reason"] for row in found] == [*rows, "malformed"]
     assert found[-1]["detail"] == "x is int"
     (book,) = examine("instructions", [catalog.instruction("اكتب", "كتاب " * 10**6)]).rows.to_pylist()
@@ -140,13 +167,33 @@ def test_every_row_is_kept_or_dropped_with_a_reason(examine):
 def test_a_single_vote_has_one_answer_and_its_label_tells_it_from_others(examine):
     good, bad = (catalog.turn("assistant", answer) for answer in ("نعم", "لا"))
     asked = catalog.turn("user", "ما رأيك؟")
-    votes = [(good, bad), (bad, good), (good, []), ([], good), ([], bad), ([], []), (catalog.turn("assistant", " "), bad)]
-    found = examine("preferences", [{"prompt": asked, "chosen": chosen, "rejected": rejected} for chosen, rejected in votes])
+    votes = [
+        (good, bad),
+        (bad, good),
+        (good, []),
+        ([], good),
+        ([], bad),
+        ([], []),
+        (catalog.turn("assistant", " "), bad),
+    ]
+    found = examine(
+        "preferences",
+        [{"prompt": asked, "chosen": chosen, "rejected": rejected} for chosen, rejected in votes],
+    )
     rows = found.rows.to_pylist()
     assert [row["reason"] for row in rows] == ["", "", "", "", "", "empty", "empty"]
-    assert [(row["chosen"], row["rejected"]) for row in rows[2:4]] == [("نعم<|im_end|>", ""), ("", "نعم<|im_end|>")]
+    assert [(row["chosen"], row["rejected"]) for row in rows[2:4]] == [
+        ("نعم<|im_end|>", ""),
+        ("", "نعم<|im_end|>"),
+    ]
     assert len(set(found.exact[:5])) == 5
-    assert found.unordered[0] == found.unordered[1] != found.unordered[2] == found.unordered[3] != found.unordered[4]
+    assert (
+        found.unordered[0]
+        == found.unordered[1]
+        != found.unordered[2]
+        == found.unordered[3]
+        != found.unordered[4]
+    )
     assert all(row["tokens"] > 0 for row in rows[:5])
 
 
@@ -169,7 +216,10 @@ QUESTION = "ما هي عاصمة الدولة التي تقع بين نهري د
     ("prompt", "leaks_it"),
     [
         (QUESTION + "؟", True),
-        ("أجب: " + QUESTION.replace("أ", "ا") + "\nأ) بغداد", True),  # inside a longer prompt, spelled otherwise
+        (
+            "أجب: " + QUESTION.replace("أ", "ا") + "\nأ) بغداد",
+            True,
+        ),  # inside a longer prompt, spelled otherwise
         ("مَا هِيَ " + QUESTION[6:], True),
         ("ما هي عاصمة الدولة التي تقع على ضفاف نهر النيل في شمال إفريقيا؟", False),
         ("اكتب العدد الآتي تسعمئة", True),
@@ -193,7 +243,7 @@ def test_a_question_that_says_little_counts_with_its_answer(tmp_path):
     assert leaks.item_words(rows)[0] == words("أيهما صحيح؟") + words("بغداد عاصمة العراق")
 
 
-# --- duplicates -----------------------------------------------------------------------------------------------------------
+# --- duplicates ---------------------------------------------------------------------------------------------
 
 
 def test_near_duplicates_are_found_and_nothing_else():
@@ -224,13 +274,31 @@ def test_signatures_estimate_the_jaccard_similarity():
 
 def test_exact_twins_point_to_the_first_row_that_counts():
     keys = np.array([5, 7, 5, 5, 7], np.uint64)
-    assert duplicates.exact_twins(keys, np.array([False, True, True, True, True])).tolist() == [-1, -1, -1, 2, 1]
+    assert duplicates.exact_twins(keys, np.array([False, True, True, True, True])).tolist() == [
+        -1,
+        -1,
+        -1,
+        2,
+        1,
+    ]
 
 
 def test_what_is_claimed_as_often_as_its_opposite_is_out():
-    claims, subjects = np.array([1, 2, 1, 3, 4, 5, 6, 5], np.uint64), np.array([7, 7, 7, 8, 8, 9, 9, 9], np.uint64)
+    claims, subjects = (
+        np.array([1, 2, 1, 3, 4, 5, 6, 5], np.uint64),
+        np.array([7, 7, 7, 8, 8, 9, 9, 9], np.uint64),
+    )
     alive = np.array([True] * 6 + [False, True])
-    assert duplicates.outvoted(claims, subjects, alive).tolist() == [False, True, False, True, True, False, False, False]
+    assert duplicates.outvoted(claims, subjects, alive).tolist() == [
+        False,
+        True,
+        False,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     assert not duplicates.outvoted(claims, subjects, ~alive).any()
 
 
@@ -241,7 +309,7 @@ def test_runs_of_words_stay_inside_their_text():
     assert runs[0] == runs[1] != runs[2]
 
 
-# --- the stage ------------------------------------------------------------------------------------------------------------
+# --- the stage ----------------------------------------------------------------------------------------------
 
 
 def test_a_prompt_is_always_on_the_same_side():
@@ -257,8 +325,12 @@ def sources(folder, role, **tables):
     raw.mkdir(parents=True)
     for name, rows in tables.items():
         rows = [{"source": name, "id": f"{name}:{i}", **row} for i, row in enumerate(rows)]
-        parquet.write_table(pa.Table.from_pylist(rows, catalog.SCHEMAS[role]), raw / f"{name}.parquet", row_group_size=40)
-    (raw / "sources.json").write_text(json.dumps({name: {"published": len(rows)} for name, rows in tables.items()}))
+        parquet.write_table(
+            pa.Table.from_pylist(rows, catalog.SCHEMAS[role]), raw / f"{name}.parquet", row_group_size=40
+        )
+    (raw / "sources.json").write_text(
+        json.dumps({name: {"published": len(rows)} for name, rows in tables.items()})
+    )
 
 
 @pytest.fixture
@@ -271,7 +343,9 @@ def project(tmp_path, monkeypatch):
     base.main()
     long = " ".join(f"كلمة{i}" for i in range(30))
     first = [catalog.instruction(f"سؤال رقم {i}", f"جواب {i}") for i in range(100)]
-    second = [catalog.instruction(f"سُؤال رقم {i}،", f"جواب {i}.") for i in range(50)]  # the same but for marks
+    second = [
+        catalog.instruction(f"سُؤال رقم {i}،", f"جواب {i}.") for i in range(50)
+    ]  # the same but for marks
     second += [catalog.instruction(long, long + " نهاية"), catalog.instruction(long, long + " أخرى")]
     second += [
         catalog.instruction("سؤال رقم 7", "جواب آخر") | {"split": "validation"},
@@ -287,13 +361,20 @@ def test_the_account_of_a_mixture_adds_up(project):
     formatting.main("instructions")
     report = json.loads((project / "data/formatted/instructions/report.json").read_text(encoding="utf-8"))
     dropped = parquet.read_table(project / "data/reports/instructions.parquet").to_pylist()
-    train, validation = (parquet.read_table(project / f"data/formatted/instructions/{name}.parquet") for name in ("train", "validation"))
+    train, validation = (
+        parquet.read_table(project / f"data/formatted/instructions/{name}.parquet")
+        for name in ("train", "validation")
+    )
     assert report["rows"] == 154 == len(train) + len(validation) + len(dropped)
     assert (report["train"], report["validation"]) == (len(train), len(validation))
     assert report["dropped"] == dict(Counter(row["reason"] for row in dropped))
     assert report["dropped"] == {"duplicate": 49, "leak": 2, "malformed": 1, "near_duplicate": 1}
     for source in report["sources"].values():
-        assert source["rows"] == source["published"] == source["train"] + source["validation"] + sum(source["dropped"].values())
+        assert (
+            source["rows"]
+            == source["published"]
+            == source["train"] + source["validation"] + sum(source["dropped"].values())
+        )
     twin = next(row for row in dropped if row["id"] == "second:3")
     assert (twin["reason"], twin["detail"]) == ("duplicate", "of first:3")
     assert next(row for row in dropped if row["reason"] == "near_duplicate")["detail"] == "of second:50"
@@ -304,12 +385,15 @@ def test_the_account_of_a_mixture_adds_up(project):
 
 
 def test_too_great_a_loss_stops_the_stage_and_leaves_the_report(project, monkeypatch):
-    params = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("max_dropped: 0.5", "max_dropped: 0.1")
+    params = (
+        (ROOT / "params.yaml").read_text(encoding="utf-8").replace("max_dropped: 0.5", "max_dropped: 0.1")
+    )
     (project / "params.yaml").unlink()
     (project / "params.yaml").write_text(params, encoding="utf-8")
     with pytest.raises(
         SystemExit,
-        match=r"max_dropped is 0.1, but 53 of 154 rows .* lost \(49 duplicate \(second:0 of first:0\), 2 leak \(first:9 holds",
+        match=r"max_dropped is 0.1, but 53 of 154 rows .* lost "
+        r"\(49 duplicate \(second:0 of first:0\), 2 leak \(first:9 holds",
     ):
         formatting.main("instructions")
     assert not (project / "data/formatted/instructions").exists()
@@ -326,5 +410,11 @@ def test_lengths_are_counted_to_the_last_row():
 def test_data_stages_never_import_torch(module):
     code = f"import sys, stages.{module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-    usage = subprocess.run([sys.executable, "-m", f"stages.{module}", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    usage = subprocess.run(
+        [sys.executable, "-m", f"stages.{module}", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert f"usage: python -m stages.{module}" in usage.stdout

@@ -17,7 +17,10 @@ def test_a_healthy_model_has_no_sign():
     found = health([answer(GOOD)] * 4, [GOOD] * 4)
     assert found["stop_rate"] == found["arabic_share"] == found["length_ratio"] == 1
     assert found["chrf"] == pytest.approx(100)
-    assert not any(found[name] for name in ("loop_rate", "repetition", "empty_rate", "markup_rate", "latin_share", "cjk_share"))
+    assert not any(
+        found[name]
+        for name in ("loop_rate", "repetition", "empty_rate", "markup_rate", "latin_share", "cjk_share")
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 ENTRIES = {name: entry.get("do", entry) for name, entry in STAGES.items()}
-# From below: a module imports from its own room and from lower floors. The scripts, stages/*.py, stand on top and do not
-# import each other.
+# From below: a module imports from its own room and from lower floors. The scripts, stages/*.py, stand on top
+# and do not import each other.
 FLOORS = [
-    {"text"}, {"settings"}, {"builtin", "gate", "sources"}, {"model"}, {"console"}, {"training"}, {"evaluation", "preference"},
+    {"text"}, {"settings"}, {"builtin", "gate", "sources"}, {"model"}, {"console"}, {"training"},
+    {"evaluation", "preference"},
 ]  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # What only checks and shows is no dependency: an edit of it should not cost anyone an sft run.
@@ -26,7 +27,11 @@ def imported(path: Path) -> set[Path]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "stages":
             folder = ROOT / node.module.replace(".", "/")
-            found |= {folder.with_suffix(".py")} if not folder.is_dir() else {folder / f"{name.name}.py" for name in node.names}
+            found |= (
+                {folder.with_suffix(".py")}
+                if not folder.is_dir()
+                else {folder / f"{name.name}.py" for name in node.names}
+            )
     assert all(module.exists() for module in found), found
     return found
 
@@ -36,11 +41,15 @@ def room(path: Path) -> str:
     return path.relative_to(ROOT / "stages").parent.as_posix().strip(".")
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("stages/**/*.py")), ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("stages/**/*.py")), ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 def test_imports_run_one_way(path):
     here = FLOOR.get(room(path), len(FLOORS))
     for module in imported(path):
-        assert room(module) == room(path) != "" or FLOOR.get(room(module), len(FLOORS)) < here, f"{path} imports {module}"
+        assert room(module) == room(path) != "" or FLOOR.get(room(module), len(FLOORS)) < here, (
+            f"{path} imports {module}"
+        )
 
 
 def test_every_script_is_a_stage_and_every_room_stands_on_a_floor():
@@ -50,7 +59,9 @@ def test_every_script_is_a_stage_and_every_room_stands_on_a_floor():
 
 
 def everything(path: Path, seen: set[Path]) -> set[Path]:
-    """A module and all that it imports, directly or not, without what only checks and shows and what that imports."""
+    """A module and all that it imports, directly or not, without what only checks and shows and what that
+    imports.
+    """
     seen.add(path)
     for module in imported(path) - seen:
         if not is_plumbing(module):
@@ -77,5 +88,10 @@ def test_the_rooms_of_a_stage_cover_what_it_imports(name):
 def test_no_list_stands_twice_in_dvc_yaml():
     text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 110
-    lists = [tuple(entry[kind]) for entry in ENTRIES.values() for kind in ("deps", "params") if len(entry.get(kind, [])) > 3]
+    lists = [
+        tuple(entry[kind])
+        for entry in ENTRIES.values()
+        for kind in ("deps", "params")
+        if len(entry.get(kind, [])) > 3
+    ]
     assert len(set(lists)) == len(lists)

@@ -1,4 +1,6 @@
-"""Downloads from a real HTTP hub on 127.0.0.1: whatever goes wrong ends in a whole file or in one line with the cure."""
+"""Downloads from a real HTTP hub on 127.0.0.1: whatever goes wrong ends in a whole file or in one line with
+the cure.
+"""
 
 import gzip
 import json
@@ -36,7 +38,8 @@ quiet()
 hub.WAITS = (0.1, 0.1, 0.1)
 with one_line_errors():
     names = {names!r}
-    found = hub.snapshot("datasets.instructions.mine", "dataset", "me/mine", {revision!r}, lambda all: [n for n in all if n in names])
+    chosen = lambda all: [n for n in all if n in names]
+    found = hub.snapshot("datasets.instructions.mine", "dataset", "me/mine", {revision!r}, chosen)
     print(json.dumps([str(found.folder), found.commit, found.files, found.licence]))
 """
 
@@ -52,7 +55,9 @@ class Client:
     def start(self, *names: str, revision: str = "main", **environment: str) -> subprocess.Popen:
         code = FETCH.format(names=names or (DATA,), revision=revision)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=self.environment | environment, **pipes)
+        return subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, env=self.environment | environment, **pipes
+        )
 
     def fetch(self, *names: str, **options: str) -> dict[str, bytes]:
         """The files fetched, by name; fails where the process did."""
@@ -101,17 +106,29 @@ def test_what_is_there_costs_no_request_and_main_stays_what_it_was(server, clien
     assert client.fetch() == {DATA: BIG}
     assert client.fetch(HF_HUB_OFFLINE="1") == {DATA: BIG}
     assert len(server.log) == 2
-    assert client.fetch(DATA, "data/small.csv") == {DATA: BIG, "data/small.csv": b"a,b\n"}  # only what is missing, of the same commit
+    assert client.fetch(DATA, "data/small.csv") == {
+        DATA: BIG,
+        "data/small.csv": b"a,b\n",
+    }  # only what is missing, of the same commit
     assert server.asked(DATA) == server.asked(DATA)[:1]
 
 
 def test_the_cache_is_laid_out_as_every_tool_expects(server, client):
     client.fetch()
     home = client.home.rename(client.home.with_name("moved"))
-    code = "from huggingface_hub import hf_hub_download as get; print(get('me/mine', %r, repo_type='dataset', revision=%r))"
+    code = (
+        "from huggingface_hub import hf_hub_download as get; print(get('me/mine', %r, "
+        "repo_type='dataset', revision=%r))"
+    )
     commit = next(iter(server.commits["dataset", "me/mine"]))
     environment = client.environment | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
-    path = subprocess.run([sys.executable, "-c", code % (DATA, commit)], env=environment, capture_output=True, text=True, check=True).stdout
+    path = subprocess.run(
+        [sys.executable, "-c", code % (DATA, commit)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert Path(path.strip()).resolve().name == blob_id(DATA, BIG)
 
 
@@ -130,7 +147,10 @@ def only_get(fault):
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_hub_is_asked_again_when_it_says(server, client, status):
-    server.faults += [failing("/api/", status, times=1, Retry_After="1"), failing(DATA, status, times=2, Retry_After="0")]
+    server.faults += [
+        failing("/api/", status, times=1, Retry_After="1"),
+        failing(DATA, status, times=2, Retry_After="0"),
+    ]
     start = time.perf_counter()
     assert client.fetch() == {DATA: BIG}
     assert time.perf_counter() - start > 1
@@ -148,14 +168,18 @@ def test_a_hub_that_stays_busy_is_given_up(server, client):
 
 @pytest.mark.parametrize("after", [1 << 18, 1])
 def test_a_cut_connection_goes_on_where_it_broke(server, client, after):
-    server.faults.append(cutting(DATA, after, times=5, content=BIG))  # more often than a hub without progress is tried
+    server.faults.append(
+        cutting(DATA, after, times=5, content=BIG)
+    )  # more often than a hub without progress is tried
     assert client.fetch() == {DATA: BIG}
     assert ranges(server) == ["", *(f"bytes={times * after}-" for times in range(1, 6))]
 
 
 def test_a_connection_that_only_breaks_is_given_up(server, client):
     server.faults.append(cutting(DATA, 0, times=10**6, content=BIG))
-    assert f"{server.url} cannot be reached (RemoteProtocolError): connect, or name a mirror" in client.error()
+    assert (
+        f"{server.url} cannot be reached (RemoteProtocolError): connect, or name a mirror" in client.error()
+    )
     assert ranges(server) == [""] * 4
 
 
@@ -195,7 +219,9 @@ def test_another_content_is_fetched_again_and_then_refused(server, client, wrong
     server.faults.append(sending(DATA, wrong, times=1))
     assert client.fetch() == {DATA: BIG}
     server.faults[:] = [sending("small", b"b,a\n")]
-    assert "data/small.csv arrived twice with another content than the hub says" in client.error("data/small.csv")
+    assert "data/small.csv arrived twice with another content than the hub says" in client.error(
+        "data/small.csv"
+    )
     assert not client.parts()
 
 
@@ -223,7 +249,10 @@ def test_large_files_come_from_another_host_which_gets_no_token(server, client):
     client.environment["HF_TOKEN"] = "hf_secret"
     server.faults.append(cutting("/cdn/", 1 << 20, times=1, content=BIG))
     assert client.fetch() == {DATA: BIG}
-    assert [entry[1:] for entry in server.log if entry[0].startswith("/cdn/")] == [("", ""), (f"bytes={1 << 20}-", "")]
+    assert [entry[1:] for entry in server.log if entry[0].startswith("/cdn/")] == [
+        ("", ""),
+        (f"bytes={1 << 20}-", ""),
+    ]
 
 
 def test_two_at_once_fetch_a_file_once(server, client):
@@ -245,7 +274,9 @@ def test_what_lies_half_in_the_cache_is_seen(server, client):
 
 
 def test_wrong_bytes_of_the_right_size_are_not_taken_for_the_file(server, client):
-    """Something else may have left them in the cache; with no record of a whole download nothing vouches for them."""
+    """Something else may have left them in the cache; with no record of a whole download nothing vouches for
+    them.
+    """
     client.fetch()
     client.blob().write_bytes(BIG[::-1])
     next(client.home.rglob("main.json")).unlink()
@@ -263,7 +294,9 @@ def test_a_half_that_is_none_is_checked_or_thrown_away(server, client, surplus, 
     assert ranges(server) == asked
 
 
-@pytest.mark.parametrize("name", ["{}/stranger.csv", "data/../../../../../../stranger.csv", "data\\..\\stranger.csv"])
+@pytest.mark.parametrize(
+    "name", ["{}/stranger.csv", "data/../../../../../../stranger.csv", "data\\..\\stranger.csv"]
+)
 def test_a_mirror_cannot_name_files_outside_the_cache(server, client, tmp_path, name):
     name, stranger = name.format(tmp_path), tmp_path / "stranger.csv"
     stranger.write_text("mine")
@@ -277,8 +310,18 @@ def test_a_mirror_cannot_name_files_outside_the_cache(server, client, tmp_path, 
     [
         (DATA, 403, "GatedRepo", "is gated: accept its licence at http://127.0.0.1:"),
         ("/api/", 401, "GatedRepo", "/datasets/me/mine and set HF_TOKEN"),
-        ("/api/", 401, "", "refuses access (401): correct datasets.instructions.mine.repo, or accept the licence"),
-        ("/api/", 404, "RepoNotFound", "correct datasets.instructions.mine.repo, or set HF_TOKEN if it is private"),
+        (
+            "/api/",
+            401,
+            "",
+            "refuses access (401): correct datasets.instructions.mine.repo, or accept the licence",
+        ),
+        (
+            "/api/",
+            404,
+            "RepoNotFound",
+            "correct datasets.instructions.mine.repo, or set HF_TOKEN if it is private",
+        ),
         (DATA, 403, "", "/datasets/me/mine and set HF_TOKEN to a valid token"),
         (DATA, 404, "EntryNotFound", "answers 404: try a mirror (HF_ENDPOINT)"),
         ("/api/", 418, "", "answers 418"),
@@ -297,7 +340,10 @@ def test_an_unknown_revision_is_named(client):
 
 def test_no_network_and_no_permission_are_told_apart(server, client):
     client.environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
-    assert "http://127.0.0.1:9 cannot be reached (ConnectError): connect, or name a mirror in HF_ENDPOINT" in client.error()
+    assert (
+        "http://127.0.0.1:9 cannot be reached (ConnectError): connect, or name a mirror in HF_ENDPOINT"
+        in client.error()
+    )
     assert "HF_HUB_OFFLINE=1 forbids fetching it" in client.error(HF_HUB_OFFLINE="1")
     client.environment["HF_ENDPOINT"] = server.url  # the mirror
     assert client.fetch() == {DATA: BIG}
@@ -344,7 +390,9 @@ def small_disk(client):
     if os.name != "posix" or os.geteuid() != 0:
         pytest.skip("only root can mount a small disk")
     client.home.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", client.home], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", client.home], capture_output=True
+    ).returncode:
         pytest.skip("mounting is not permitted here")
     yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", client.home], check=True)
     subprocess.run(["umount", client.home], check=True)
@@ -352,7 +400,9 @@ def small_disk(client):
 
 def test_a_full_disk_is_one_line_and_more_room_finishes_the_file(server, client, small_disk):
     error = client.error()
-    assert f"cannot be written to {client.home}/hub (No space left on device): free room or set HF_HOME" in error
+    assert (
+        f"cannot be written to {client.home}/hub (No space left on device): free room or set HF_HOME" in error
+    )
     half = client.parts()[0].stat().st_size
     assert half > 1 << 19
     small_disk("2m")  # room for the file, none for the record of it
@@ -374,12 +424,24 @@ def test_a_system_without_links_gets_the_file_itself(tmp_path, monkeypatch):
     assert (tmp_path / "snapshots/commit" / DATA).read_bytes() == BIG
 
 
-# --- models ---------------------------------------------------------------------------------------------------------------
+# --- models -------------------------------------------------------------------------------------------------
 
 
 def test_only_safetensors_and_their_texts_are_taken():
-    names = ["config.json", "model.safetensors", "pytorch_model.bin", "modeling.py", "vocab.txt", "original/model.safetensors", "README.md"]
-    assert base.model_files([*names, "consolidated.safetensors"]) == ["config.json", "model.safetensors", "vocab.txt"]
+    names = [
+        "config.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "modeling.py",
+        "vocab.txt",
+        "original/model.safetensors",
+        "README.md",
+    ]
+    assert base.model_files([*names, "consolidated.safetensors"]) == [
+        "config.json",
+        "model.safetensors",
+        "vocab.txt",
+    ]
 
 
 def test_a_model_with_a_missing_shard_is_refused(tmp_path):

@@ -1,4 +1,6 @@
-"""The memory plan against what it describes: real parameter counts, real storage, and the tensors alive in a real training step."""
+"""The memory plan against what it describes: real parameter counts, real storage, and the tensors alive in a
+real training step.
+"""
 
 import json
 import math
@@ -26,7 +28,8 @@ from tests.conftest import ROOT
 LORA = Lora(r=16, alpha=32, dropout=0.05, targets="all-linear", rslora=False, dora=False)
 QWEN2 = Shape(128, 2, 680, 4, 2, 32, 8192, tied=True, attention_bias=True, qk_norm=False)
 QWEN3 = Shape(128, 2, 384, 4, 2, 64, 8192, tied=False, attention_bias=False, qk_norm=True)
-# Shapes in which the layers are the largest phase; for the log-probabilities the tile is made as wide as the vocabulary.
+# Shapes in which the layers are the largest phase; for the log-probabilities the tile is made as wide as the
+# vocabulary.
 RUN = Run("sft", "models.m.sft", QWEN2, "none", "bfloat16", LORA, "adamw", True, 2, 1, 256)
 
 
@@ -35,13 +38,18 @@ def lora(**values) -> Lora:
 
 
 def kept_and_working(run: Run) -> tuple[float, float]:
-    """What the plan says of a step: bytes left for the backward pass, and the peak, without weights and gradients."""
+    """What the plan says of a step: bytes left for the backward pass, and the peak, without weights and
+    gradients.
+    """
     found = memory.parts(run)
     kept = found["activations"] + found.get("16-bit copies", 0)
-    return kept, kept + sum(found.get(name, 0) for name in ("backward of one layer", "log-probabilities", "gradient of the embedding"))
+    return kept, kept + sum(
+        found.get(name, 0)
+        for name in ("backward of one layer", "log-probabilities", "gradient of the embedding")
+    )
 
 
-# --- what is held all the time ------------------------------------------------------------------------------------------
+# --- what is held all the time ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [*SHAPES.values(), QWEN2, QWEN3])
@@ -64,9 +72,13 @@ def test_adapter_parameters_are_those_of_peft(shape, given):
 
 
 def test_nf4_weights_are_those_of_bitsandbytes():
-    layer = bnb.nn.Linear4bit(1024, 640, bias=False, compute_dtype=torch.bfloat16, compress_statistics=True, quant_type="nf4").to("cpu")
+    layer = bnb.nn.Linear4bit(
+        1024, 640, bias=False, compute_dtype=torch.bfloat16, compress_statistics=True, quant_type="nf4"
+    ).to("cpu")
     state = layer.weight.quant_state
-    stored = sum(tensor.numel() * tensor.element_size() for tensor in (layer.weight, state.absmax, state.state2.absmax))
+    stored = sum(
+        tensor.numel() * tensor.element_size() for tensor in (layer.weight, state.absmax, state.state2.absmax)
+    )
     shape = replace(QWEN2, layers=1)
     rate = (memory.weights_bytes(shape, "nf4", 2) - 2 * shape.other_parameters) / shape.linear_parameters
     assert stored == rate * 1024 * 640
@@ -74,7 +86,11 @@ def test_nf4_weights_are_those_of_bitsandbytes():
 
 @pytest.mark.parametrize(
     ("optimizer", "make"),
-    [("adamw", torch.optim.AdamW), ("adamw_8bit", bnb.optim.AdamW8bit), ("paged_adamw_8bit", bnb.optim.PagedAdamW8bit)],
+    [
+        ("adamw", torch.optim.AdamW),
+        ("adamw_8bit", bnb.optim.AdamW8bit),
+        ("paged_adamw_8bit", bnb.optim.PagedAdamW8bit),
+    ],
 )
 def test_optimiser_state_is_that_of_adamw(optimizer, make):
     weight = torch.nn.Parameter(torch.randn(64, 4096))
@@ -82,12 +98,16 @@ def test_optimiser_state_is_that_of_adamw(optimizer, make):
     chosen = make([weight])
     chosen.step()
     moments = [
-        value for key, value in chosen.state[weight].items() if torch.is_tensor(value) and not key.startswith("qmap") and key != "step"
+        value
+        for key, value in chosen.state[weight].items()
+        if torch.is_tensor(value) and not key.startswith("qmap") and key != "step"
     ]
-    assert sum(tensor.numel() * tensor.element_size() for tensor in moments) == memory.optimizer_bytes(optimizer, weight.numel())
+    assert sum(tensor.numel() * tensor.element_size() for tensor in moments) == memory.optimizer_bytes(
+        optimizer, weight.numel()
+    )
 
 
-# --- what a step keeps and needs --------------------------------------------------------------------------------------------
+# --- what a step keeps and needs ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -117,13 +137,17 @@ CASES = {
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize(("case", "shape"), [*((case, QWEN2) for case in CASES), *((case, QWEN3) for case in ("16 bit", "nf4", "whole"))])
+@pytest.mark.parametrize(
+    ("case", "shape"),
+    [*((case, QWEN2) for case in CASES), *((case, QWEN3) for case in ("16 bit", "nf4", "whole"))],
+)
 def test_a_step_keeps_and_needs_what_the_plan_says(on_a_gpu, case, shape, checkpointing):
     run = replace(RUN, shape=shape, checkpointing=checkpointing, **CASES[case])
     kept, peak = memory_probe.step(run)
     planned, working = kept_and_working(run)
     assert working == pytest.approx(peak, rel=0.1)
-    # The plan counts with the log-probabilities what they keep: input of the final norm, hidden states, for a trained norm its output.
+    # The plan counts with the log-probabilities what they keep: input of the final norm, hidden states, for a
+    # trained norm its output.
     head = run.tokens * shape.hidden * (4 + run.residual + (0 if run.lora else 4))
     assert planned + head == pytest.approx(kept, rel=0.1)
 
@@ -139,7 +163,9 @@ def test_the_log_probabilities_need_one_tile_and_never_the_whole_logits(on_a_gpu
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_whole_model_ends_in_the_gradient_of_its_embedding(on_a_gpu, tied):
-    run = replace(RUN, lora=None, batch_size=1, shape=replace(QWEN2, intermediate=128, vocabulary=32768, tied=tied))
+    run = replace(
+        RUN, lora=None, batch_size=1, shape=replace(QWEN2, intermediate=128, vocabulary=32768, tied=tied)
+    )
     _, peak = memory_probe.step(run)
     assert ("gradient of the embedding" in memory.parts(run)) == tied
     assert kept_and_working(run)[1] == pytest.approx(peak, rel=0.1)
@@ -172,16 +198,20 @@ def test_generation(shape, quantization):
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_step_at_the_published_widths(monkeypatch, name, case):
     """One pair of 2,048 tokens through two layers, in tensors without values."""
-    run = replace(RUN, shape=replace(SHAPES[name], layers=2), batch_size=1, rows=2, length=2048, **CASES[case])
+    run = replace(
+        RUN, shape=replace(SHAPES[name], layers=2), batch_size=1, rows=2, length=2048, **CASES[case]
+    )
     memory_probe.as_on_a_gpu(monkeypatch)
     monkeypatch.setattr(utils, "_use_triton", lambda device: False)  # which positions are trained is a value
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *args, **kwargs: self)  # PEFT's moves to where the tensors are already
+    monkeypatch.setattr(
+        torch.nn.Module, "to", lambda self, *args, **kwargs: self
+    )  # PEFT's moves to where the tensors are already
     with FakeTensorMode(allow_non_fake_inputs=True):
         _, peak = memory_probe.step(run)
     assert kept_and_working(run)[1] == pytest.approx(peak, rel=0.05)
 
 
-# --- the plan ---------------------------------------------------------------------------------------------------------------
+# --- the plan -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -204,14 +234,21 @@ def test_packing_lays_a_batch_in_one_row_whose_mask_is_square():
 def test_the_reference_pass_counts_only_beyond_the_peak_of_training():
     run = replace(RUN, shape=SHAPES["Qwen/Qwen2.5-3B"], batch_size=1, rows=2, reference=True)
     short, long = replace(run, length=32), replace(run, length=2048)
-    before = [memory.weights_bytes(run.shape, "none", 2), memory.trained_parameters(run) * 4, memory.CONTEXT, memory.reference_bytes(short)]
+    before = [
+        memory.weights_bytes(run.shape, "none", 2),
+        memory.trained_parameters(run) * 4,
+        memory.CONTEXT,
+        memory.reference_bytes(short),
+    ]
     assert memory.predicted(short) * GB == pytest.approx(sum(before))
     assert "reference pass" not in memory.parts(long)
     assert memory.parts(long) == memory.parts(replace(long, reference=False))
 
 
 def configured(name: str, **changed) -> params.Params:
-    """The default parameters with a model chosen, and keys of its sections, or of the prompt, changed: section__key=value."""
+    """The default parameters with a model chosen, and keys of its sections, or of the prompt, changed:
+    section__key=value.
+    """
     found = reader.read(ROOT / "params.yaml")
     model, prompt = found.models[name], found.prompt
     for key, value in changed.items():
@@ -219,7 +256,9 @@ def configured(name: str, **changed) -> params.Params:
         if section == "prompt":
             prompt = prompt.model_copy(update={last: value})
         else:
-            model = model.model_copy(update={section: getattr(model, section).model_copy(update={last: value})})
+            model = model.model_copy(
+                update={section: getattr(model, section).model_copy(update={last: value})}
+            )
     return found.model_copy(update={"model": name, "models": {**found.models, name: model}, "prompt": prompt})
 
 
@@ -237,20 +276,23 @@ def configured(name: str, **changed) -> params.Params:
             "qwen2_5-3b",
             {"sft__gradient_checkpointing": False},
             {"sft__gradient_checkpointing": True},
-            "models.qwen2_5-3b.sft.gradient_checkpointing is false: sft needs 19.1 GB of 12 (hardware.vram_gb); "
+            "models.qwen2_5-3b.sft.gradient_checkpointing is false: sft needs 19.1 GB of 12 "
+            "(hardware.vram_gb); "
             "gradient_checkpointing true needs 7.8 GB",
         ),
         (
             "qwen2_5-7b",
             {"weights__quantization": "none"},
             {"weights__quantization": "nf4"},
-            "models.qwen2_5-7b.weights.quantization is none: sft needs 16.2 GB of 12 (hardware.vram_gb); quantization nf4 needs 7.1 GB",
+            "models.qwen2_5-7b.weights.quantization is none: sft needs 16.2 GB of 12 (hardware.vram_gb); "
+            "quantization nf4 needs 7.1 GB",
         ),
         (
             "qwen2_5-7b",
             {"prompt__max_length": 8192, "preference__batch_size": 1},
             {"prompt__max_length": 4992, "preference__batch_size": 1},
-            "prompt.max_length is 8192: dpo needs 15.5 GB of 12 (hardware.vram_gb); prompt.max_length 4992 needs 11.9 GB",
+            "prompt.max_length is 8192: dpo needs 15.5 GB of 12 (hardware.vram_gb); prompt.max_length 4992 "
+            "needs 11.9 GB",
         ),
     ],
 )
@@ -268,7 +310,9 @@ def test_every_configured_model_fits_as_it_is():
 
 
 def test_a_model_that_no_setting_makes_fit():
-    with pytest.raises(ValueError, match=r"sft needs .* GB of 12 .*: choose a smaller `model`, or give sft.lora$"):
+    with pytest.raises(
+        ValueError, match=r"sft needs .* GB of 12 .*: choose a smaller `model`, or give sft.lora$"
+    ):
         memory.check(configured("qwen2_5-3b", sft__lora=None))
 
 
@@ -281,14 +325,22 @@ def test_advice_after_an_error_at_run_time_goes_below_what_was_predicted():
 
 
 def test_the_smallest_batch_of_a_method_is_kept():
-    run = memory.run_of(configured("qwen2_5-7b", preference__batch_size=16, preference__accumulation=1), "qwen2_5-7b", "dpo", "dno")
+    run = memory.run_of(
+        configured("qwen2_5-7b", preference__batch_size=16, preference__accumulation=1),
+        "qwen2_5-7b",
+        "dpo",
+        "dno",
+    )
     assert {candidate.batch_size for candidate in memory.candidates(run)} == {16, 8, 4}
     assert {candidate.batch_size * candidate.accumulation for candidate in memory.candidates(run)} == {16}
 
 
 def test_every_stage_checks_the_plan_at_its_start(tmp_path):
     text = (
-        (ROOT / "params.yaml").read_text(encoding="utf-8").replace("model: nano", "model: qwen2_5-7b").replace("vram_gb: 12", "vram_gb: 6")
+        (ROOT / "params.yaml")
+        .read_text(encoding="utf-8")
+        .replace("model: nano", "model: qwen2_5-7b")
+        .replace("vram_gb: 12", "vram_gb: 6")
     )
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(Problem, match=r"^params.yaml: .* needs 7\.1 GB of 6 \(hardware.vram_gb\)"):
@@ -303,7 +355,12 @@ def test_an_unknown_shape_is_not_planned_until_it_is_fetched(tmp_path, monkeypat
     config = tmp_path / "models--me--mine/snapshots/0a1b/config.json"
     config.parent.mkdir(parents=True)
     config.write_text(memory_probe.config_of(QWEN3).to_json_string(use_diff=False), encoding="utf-8")
-    manifest = {"model": "mine", "repo": "me/mine", "commit": "0a1b", "files": {"config.json": {"size": config.stat().st_size}}}
+    manifest = {
+        "model": "mine",
+        "repo": "me/mine",
+        "commit": "0a1b",
+        "files": {"config.json": {"size": config.stat().st_size}},
+    }
     (tmp_path / "models").mkdir()
     (tmp_path / "models/base.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert memory.shape_of(asked) == QWEN3
@@ -323,7 +380,9 @@ def test_the_shape_of_a_local_model(tmp_path):
 
 def test_the_plan_imports_no_library_of_models():
     heavy = "{'torch', 'transformers', 'peft', 'trl', 'bitsandbytes', 'huggingface_hub'}"
-    code = f"import sys; from stages.settings.reader import read; read(); assert not {heavy} & set(sys.modules)"
+    code = (
+        f"import sys; from stages.settings.reader import read; read(); assert not {heavy} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
@@ -334,12 +393,15 @@ def test_a_4_bit_1_7b_model_generates_in_more_than_2_gb():
     assert sum(found.values()) / GB == pytest.approx(2.3, abs=0.05)
     assert found["key-value cache"] == 2 * 28 * 2048 * 1024 * 2
     assert math.isclose(
-        memory.inference(SHAPES["Qwen/Qwen3-1.7B-Base"], "nf4", "bfloat16", 4096)["key-value cache"], 2 * found["key-value cache"]
+        memory.inference(SHAPES["Qwen/Qwen3-1.7B-Base"], "nf4", "bfloat16", 4096)["key-value cache"],
+        2 * found["key-value cache"],
     )
 
 
 def test_the_table_in_the_docs_is_what_its_command_prints():
     text = (ROOT / "docs/hardware.md").read_text(encoding="utf-8")
     command = re.search(r"`python (-m tools.plan .* --markdown)`", text)[1]
-    printed = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert printed in text

@@ -37,15 +37,31 @@ def changed(tmp_path, key, value):
     [
         ("model", "qwen9", "model is 'qwen9': it must be one of nano, qwen3-1_7b, qwen2_5-3b, qwen2_5-7b"),
         ("method", "ppo", "method is 'ppo': it must be one of dpo, ipo, kto, cpo, simpo"),
-        ("method", "continued", "method is 'continued', which learns from no preferences: write refine: [continued]"),
+        (
+            "method",
+            "continued",
+            "method is 'continued', which learns from no preferences: write refine: [continued]",
+        ),
         ("data.continued", {}, "data.continued is empty: name a dataset"),
         ("launch", "", "launch is ''"),
-        ("training.optimizer", "sgd", "training.optimizer is 'sgd': input should be 'adamw', 'adamw_8bit' or 'paged_adamw_8bit'"),
+        (
+            "training.optimizer",
+            "sgd",
+            "training.optimizer is 'sgd': input should be 'adamw', 'adamw_8bit' or 'paged_adamw_8bit'",
+        ),
         ("refine", ["ppo"], "refine is 'ppo': it must be one of"),
         ("refine", ["ipo", "ipo"], "each pass can stand in it once"),
         ("seed", "seven", "seed is 'seven'"),
-        ("data.instructions", {"cidarr": 10}, "data.instructions is 'cidarr': it must be one of skills, cidar"),
-        ("data.instructions.skills", 0, "data.instructions.skills.rows: must be a number of rows or `all`, not 0"),
+        (
+            "data.instructions",
+            {"cidarr": 10},
+            "data.instructions is 'cidarr': it must be one of skills, cidar",
+        ),
+        (
+            "data.instructions.skills",
+            0,
+            "data.instructions.skills.rows: must be a number of rows or `all`, not 0",
+        ),
         ("text.tashkeel", "remove", "text.tashkeel is 'remove': input should be 'keep' or 'strip'"),
         ("prompt.template", "alpaca", "prompt.template is 'alpaca': input should be 'chatml' or 'arabic'"),
         ("prompt.max_length", 1024.5, "prompt.max_length is 1024.5"),
@@ -66,14 +82,34 @@ def changed(tmp_path, key, value):
         ("methods.dpo.beta", ..., "methods.dpo.beta is required by dpo"),
         ("methods.continued.beta", 0.1, "methods.continued.beta is not used by continued"),
         ("methods.exo.label_smoothing", 0.0, "methods.exo.label_smoothing is 0.0"),
-        ("methods.ppo", {"beta": 0.1, "learning_rate_factor": 1, "epochs": 1}, "methods is 'ppo': it must be one of"),
+        (
+            "methods.ppo",
+            {"beta": 0.1, "learning_rate_factor": 1, "epochs": 1},
+            "methods is 'ppo': it must be one of",
+        ),
         ("datasets.instructions.cidar.adapter", ..., "datasets.instructions.cidar: needs `columns`"),
-        ("datasets.instructions.cidar.path", "cidar.jsonl", "datasets.instructions.cidar: needs exactly one of"),
-        ("datasets.preferences.cidar", {"repo": "x/y", "adapter": "z"}, "datasets.preferences.cidar: needs a `revision`"),
+        (
+            "datasets.instructions.cidar.path",
+            "cidar.jsonl",
+            "datasets.instructions.cidar: needs exactly one of",
+        ),
+        (
+            "datasets.preferences.cidar",
+            {"repo": "x/y", "adapter": "z"},
+            "datasets.preferences.cidar: needs a `revision`",
+        ),
         ("data.instructions.skills", {"rows": "many"}, "data.instructions.skills.rows: must be a number"),
         ("data.instructions.mine", {"path": "a.csv"}, "data.instructions.mine: needs `columns`"),
-        ("data.instructions.mine", {"path": "a.csv", "colums": {}}, "data.instructions.mine.colums is not a known key"),
-        ("data.benchmarks", {"cidar": "all"}, "data.benchmarks is 'cidar': it must be one of skills, arabicmmlu"),
+        (
+            "data.instructions.mine",
+            {"path": "a.csv", "colums": {}},
+            "data.instructions.mine.colums is not a known key",
+        ),
+        (
+            "data.benchmarks",
+            {"cidar": "all"},
+            "data.benchmarks is 'cidar': it must be one of skills, arabicmmlu",
+        ),
         ("format.near_duplicates", 0.3, "format.near_duplicates is 0.3"),
         ("format.leaks", "keep", "format.leaks is 'keep': input should be 'drop' or 'flag'"),
     ],
@@ -112,9 +148,13 @@ def test_a_stage_ends_in_one_line_without_a_traceback(tmp_path):
     path = changed(tmp_path, "method", "ppo")
     (path.parent / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
-    result = subprocess.run([sys.executable, "-m", "stages.sft"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "stages.sft"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert result.returncode == 1
-    assert result.stderr == "error: params.yaml: method is 'ppo': it must be one of " + ", ".join(METHODS) + "\n"
+    assert (
+        result.stderr == "error: params.yaml: method is 'ppo': it must be one of " + ", ".join(METHODS) + "\n"
+    )
 
 
 def test_reading_what_dvc_yaml_does_not_declare_fails():
@@ -136,4 +176,6 @@ def test_an_edit_while_a_stage_runs_is_noticed(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="seed changed while stage sft was running"), stage.stage("sft"):
         path.write_text(path.read_text(encoding="utf-8").replace("seed: 7", "seed: 8"), encoding="utf-8")
     with stage.stage("sft"):
-        path.write_text(path.read_text(encoding="utf-8").replace("tashkeel: keep", "tashkeel: strip"), encoding="utf-8")
+        path.write_text(
+            path.read_text(encoding="utf-8").replace("tashkeel: keep", "tashkeel: strip"), encoding="utf-8"
+        )

@@ -1,5 +1,5 @@
-"""The real pipeline on a temporary copy with tiny settings: what runs again when what changes. In order; each test goes on from
-where the one before it stopped."""
+"""The real pipeline on a temporary copy with tiny settings: what runs again when what changes. In order; each
+test goes on from where the one before it stopped."""
 
 import json
 import math
@@ -38,8 +38,8 @@ def test_a_bad_value_stops_the_first_stage_with_one_line(project):
     project.set({"method": "dpo"})
     assert result.returncode != 0
     assert (
-        "error: params.yaml: method is 'ppo': it must be one of dpo, ipo, kto, cpo, simpo, orpo, dno, robust, hinge,"
-        in result.stdout + result.stderr
+        "error: params.yaml: method is 'ppo': it must be one of dpo, ipo, kto, cpo, simpo, orpo, dno, "
+        "robust, hinge," in result.stdout + result.stderr
     )
     assert "Traceback" not in result.stdout + result.stderr
     assert len(stages_run(result.stdout)) == 1
@@ -94,7 +94,11 @@ def test_the_commit_verifies_itself_and_a_forged_metric_does_not(project):
 
 
 def test_another_method_runs_the_preference_stage_and_its_evaluation_alone(project):
-    assert stages_run(project.run("dvc", "exp", "run", "-S", "method=kto").stdout) == {"dpo", "evaluate@dpo", "figures"}
+    assert stages_run(project.run("dvc", "exp", "run", "-S", "method=kto").stdout) == {
+        "dpo",
+        "evaluate@dpo",
+        "figures",
+    }
     diff = metrics_diff(project)
     assert set(diff) == {"metrics/dpo.json", "metrics/train_dpo.json"}
     assert diff["metrics/train_dpo.json"]["start_loss"]["new"] == 0.5
@@ -130,9 +134,17 @@ def test_the_text_policy_runs_format_onward(project):
 def test_a_refinement_is_one_more_pass_with_its_own_evaluation(project):
     project.run("dvc", "checkout")
     ran = stages_run(project.run("dvc", "exp", "run", "-S", "refine=[ipo,continued]").stdout)
-    assert ran == {"refine@ipo", "evaluate_refined@ipo", "refine@continued", "evaluate_refined@continued", "figures"}
+    assert ran == {
+        "refine@ipo",
+        "evaluate_refined@ipo",
+        "refine@continued",
+        "evaluate_refined@continued",
+        "figures",
+    }
     for item in ("ipo", "continued"):
-        provenance = json.loads((project.path / f"models/refine-{item}/provenance.json").read_text(encoding="utf-8"))
+        provenance = json.loads(
+            (project.path / f"models/refine-{item}/provenance.json").read_text(encoding="utf-8")
+        )
         assert [link["checkpoint"] for link in provenance["chain"]] == ["models/sft", "models/dpo"]
         assert provenance["method"] == item
         assert json.loads((project.path / f"metrics/refine-{item}.json").read_text())["skills"] >= 0

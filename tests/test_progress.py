@@ -42,11 +42,16 @@ def test_a_good_run_warns_of_nothing(watch, capsys):
 
 def test_a_margin_that_explodes_is_said_once(watch, capsys):
     said = say(watch, capsys, steps=30, rewards_margins=14.0, rewards_chosen=0.0, logps_chosen=-80.0)
-    assert said == "warning: dpo, step 20: the margin has exploded to 14.0: lower the learning rate, or train for fewer epochs\n"
+    assert said == (
+        "warning: dpo, step 20: the margin has exploded to 14.0: lower the learning rate, or train for "
+        "fewer epochs\n"
+    )
 
 
 def test_a_chosen_answer_that_becomes_improbable_is_said(watch, capsys):
-    said = say(watch, capsys, rewards_margins=1.0, rewards_chosen=-6.0, logps_chosen=-140.0)  # β 0.1: 60 nats lost of 80
+    said = say(
+        watch, capsys, rewards_margins=1.0, rewards_chosen=-6.0, logps_chosen=-140.0
+    )  # β 0.1: 60 nats lost of 80
     assert "chosen answers have become less probable (-80 → -140 nats)" in said
     assert say(watch, capsys, rewards_margins=1.0, rewards_chosen=-6.0, logps_chosen=-140.0) == ""
     calm = Watch.__new__(Watch)
@@ -61,7 +66,9 @@ def test_answers_that_repeat_themselves_are_said(watch, capsys, inside):
     watch.on_step_end(None, state, None, model=model)
     assert capsys.readouterr().out == ""
     assert model.training
-    model.get_output_embeddings().weight.data[:] = 0  # every token as likely as any: the first is repeated for ever
+    model.get_output_embeddings().weight.data[:] = (
+        0  # every token as likely as any: the first is repeated for ever
+    )
     watch.on_step_end(None, state, None, model=model)
     assert "warning: dpo, step 25: answers repeat themselves ('" in capsys.readouterr().out
 
@@ -99,5 +106,7 @@ def in_a_terminal(command: list[str], folder: Path) -> list[str]:
 def test_a_run_is_one_tidy_line(inside):
     """One line that is drawn anew, and a summary; no library has anything to say."""
     progress, summary = in_a_terminal([sys.executable, "-m", "stages.sft"], inside.path)
-    assert re.fullmatch(r"sft: 100%\|█+\| (\d+)/\1 \[\d\d:\d\d<00:00, .*, loss=\d\.\d{3}, tok/s=\d+, GB=\d\.\d\]", progress), progress
+    assert re.fullmatch(
+        r"sft: 100%\|█+\| (\d+)/\1 \[\d\d:\d\d<00:00, .*, loss=\d\.\d{3}, tok/s=\d+, GB=\d\.\d\]", progress
+    ), progress
     assert re.fullmatch(r"sft: \d+ steps, loss \d\.\d{3} → \d\.\d{3}, \d+ s", summary)

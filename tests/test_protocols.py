@@ -1,4 +1,6 @@
-"""How items are asked: byte for byte as the field's harnesses do, from the published columns through our layout to the request."""
+"""How items are asked: byte for byte as the field's harnesses do, from the published columns through our
+layout to the request.
+"""
 
 from argparse import Namespace
 from contextlib import chdir
@@ -27,7 +29,12 @@ def arabicmmlu(asked, key, count, context=None, level="High", country="Egypt"):
 
 
 def lettered(asked, answer):
-    return {"question": asked, **dict(zip("ABCD", CITIES)), "answer": answer, "subject": "high_school_geography"}
+    return {
+        "question": asked,
+        **dict(zip("ABCD", CITIES)),
+        "answer": answer,
+        "subject": "high_school_geography",
+    }
 
 
 def alghafa(asked, label, count):
@@ -42,13 +49,18 @@ EXAMPLES = {
     ],
     "oall-mmlu": [lettered("ما عاصمة تونس؟", "A"), lettered("ما عاصمة سوريا؟", "C"), lettered("س ", "D")],
     "alghafa": [alghafa("ما عاصمة تونس؟", "0", 4), alghafa("ما عاصمة سوريا؟", "2", 4), alghafa("س ", "3", 4)],
-    "acva": [{"question": question, "answer": answer} for question, answer in ((" تونس دولة", "صح"), ("أ", "خطأ"), ("ب ", "صح"))],
+    "acva": [
+        {"question": question, "answer": answer}
+        for question, answer in ((" تونس دولة", "صح"), ("أ", "خطأ"), ("ب ", "صح"))
+    ],
 }
 EXAMPLES["arabic-exams"] = EXAMPLES["oall-mmlu"]
 ITEMS = {
     "arabicmmlu": [
-        arabicmmlu("ما عاصمة السعودية؟", "E", 5), arabicmmlu("ما عاصمة مصر؟\nاختر ", "B", 2, " النص {{الأول}}\n"),
-        arabicmmlu("س", "A", 4, "", None, None), arabicmmlu("س", "C", 3, level="Prof"), arabicmmlu("س", "D", 4, level="Univ"),
+        arabicmmlu("ما عاصمة السعودية؟", "E", 5),
+        arabicmmlu("ما عاصمة مصر؟\nاختر ", "B", 2, " النص {{الأول}}\n"),
+        arabicmmlu("س", "A", 4, "", None, None), arabicmmlu("س", "C", 3, level="Prof"),
+        arabicmmlu("س", "D", 4, level="Univ"),
     ],
     "oall-mmlu": [lettered(" ما عاصمة مصر؟\n", "B"), lettered("{{ query }} {% raw %}", "D")],
     "alghafa": [alghafa("نص\nطويل. ما عاصمة مصر؟", "1", 4), alghafa("س", "0", 4)],
@@ -57,8 +69,10 @@ ITEMS = {
 ITEMS["arabic-exams"] = ITEMS["oall-mmlu"]
 PACKAGED = {
     "arabicmmlu": "arabicmmlu/arabicmmlu_geography_high_school.yaml",
-    "oall-mmlu": "arabic_leaderboard_complete/arabic_leaderboard_arabic_mmlu/arabic_leaderboard_arabic_mmlu_high_school_geography.yaml",
-    "alghafa": "arabic_leaderboard_complete/arabic_leaderboard_alghafa/arabic_leaderboard_alghafa_meta_ar_msa.yaml",
+    "oall-mmlu": "arabic_leaderboard_complete/arabic_leaderboard_arabic_mmlu/"
+    "arabic_leaderboard_arabic_mmlu_high_school_geography.yaml",
+    "alghafa": "arabic_leaderboard_complete/arabic_leaderboard_alghafa/"
+    "arabic_leaderboard_alghafa_meta_ar_msa.yaml",
     "acva": "arabic_leaderboard_complete/arabic_leaderboard_avca/arabic_leaderboard_acva_Algeria.yaml",
     "arabic-exams": "arabic_leaderboard_complete/arabic_leaderboard_arabic_exams/arabic_exams.yaml",
 }
@@ -67,7 +81,10 @@ PACKAGED = {
 def canonical(benchmark, rows, split="test"):
     """Published rows in our layout."""
     ours = [one for row in rows for one in fetch.usable(ADAPTERS[benchmark], row)]
-    labelled = [row | {"id": f"{benchmark}:{split}{i}", "split": split, "source": benchmark} for i, row in enumerate(ours)]
+    labelled = [
+        row | {"id": f"{benchmark}:{split}{i}", "split": split, "source": benchmark}
+        for i, row in enumerate(ours)
+    ]
     return pa.Table.from_pylist(labelled, catalog.SCHEMAS["benchmarks"]).to_pylist()
 
 
@@ -84,7 +101,7 @@ def requests_of(folder, shots):
     return list(found.values()), task
 
 
-# --- lm-eval ----------------------------------------------------------------------------------------------------------------
+# --- lm-eval ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shots", [0, 3])
@@ -104,15 +121,18 @@ def test_requests_equal_those_of_the_packaged_task(benchmark, shots, tmp_path):
     for item, request, doc in zip(items, ours, task.test_docs()):
         gold = task.doc_to_target(doc)
         assert gold in (item["answer"], request.answers[item["answer"]])
-        even = [(-float(length), False) for length in request.lengths]  # by characters all equal, so that the first is picked
+        even = [
+            (-float(length), False) for length in request.lengths
+        ]  # by characters all equal, so that the first is picked
         if benchmark != "arabicmmlu":
             assert task.process_results(doc, even)["acc_norm"] == (item["answer"] == 0)
     assert set(task.aggregation()) == ({"acc"} if benchmark == "arabicmmlu" else {"acc", "acc_norm"})
 
 
-# --- lighteval --------------------------------------------------------------------------------------------------------------
+# --- lighteval ----------------------------------------------------------------------------------------------
 
-# The prompts of lighteval 0.13.0: PromptManager().prepare_prompt on the Docs that lighteval/tasks/multilingual/tasks/arabic.py makes.
+# The prompts of lighteval 0.13.0: PromptManager().prepare_prompt on the Docs that
+# lighteval/tasks/multilingual/tasks/arabic.py makes.
 GENERAL = "السؤال التالي هو سؤال متعدد الإختيارات. اختر الإجابة الصحيحة:\n\n\n\n"
 FOUR = "السؤال التالي هو سؤال متعدد الإختيارات. اختر الإجابة الصحيحة: أ، ب، ج، أو د... إلخ. \n\n\n\n"
 SCHOOL = "الأسئلة التالية هي أسئلة متعددة الإختيارات مع الجواب الصحيح"
@@ -131,13 +151,16 @@ GOLDEN = [
         "arabicmmlu", arabicmmlu("ما عاصمة السعودية؟ ", "E", 5, "نص"),
         [arabicmmlu("ما عاصمة تونس؟", "A", 2), arabicmmlu("ما عاصمة العراق؟", "D", 4)],
         GENERAL + FIVE,
-        f"{GENERAL}ما عاصمة تونس؟\nأ. تونس\nب. القاهرة\nالإجابة: أ\n\nما عاصمة العراق؟\n{DOTS}الإجابة: د\n\n{FIVE}",
+        f"{GENERAL}ما عاصمة تونس؟\nأ. تونس\nب. القاهرة\nالإجابة: أ\n\nما عاصمة العراق؟\n{DOTS}الإجابة: "
+        f"د\n\n{FIVE}",
         ["أ", "ب", "ج", "د", "هـ"],
     ),
     (
-        "oall-mmlu", lettered(" ما عاصمة مصر؟", "B"), [lettered("ما عاصمة تونس؟", "A"), lettered("ما عاصمة سوريا؟", "C")],
+        "oall-mmlu", lettered(" ما عاصمة مصر؟", "B"),
+        [lettered("ما عاصمة تونس؟", "A"), lettered("ما عاصمة سوريا؟", "C")],
         f"{FOUR}ما عاصمة مصر؟\n{DOTS}الإجابة:",
-        f"{FOUR}ما عاصمة تونس؟\n{DOTS}الإجابة: أ\n\nما عاصمة سوريا؟\n{DOTS}الإجابة: ج\n\nما عاصمة مصر؟\n{DOTS}الإجابة:",
+        f"{FOUR}ما عاصمة تونس؟\n{DOTS}الإجابة: أ\n\nما عاصمة سوريا؟\n{DOTS}الإجابة: ج\n\nما عاصمة "
+        f"مصر؟\n{DOTS}الإجابة:",
         ["أ", "ب", "ج", "د"],
     ),
     (
@@ -147,14 +170,16 @@ GOLDEN = [
         ["0", "1", "2"],
     ),
     (
-        "arabic-exams", lettered("ما عاصمة مصر؟", "B") | {"subject": "world_geography"}, [lettered("ما عاصمة تونس؟", "A")],
+        "arabic-exams", lettered("ما عاصمة مصر؟", "B") | {"subject": "world_geography"},
+        [lettered("ما عاصمة تونس؟", "A")],
         f"{SCHOOL} حول world geography. \n\n\n\nالسؤال: ما عاصمة مصر؟\n{BRACKETS}\nالإجابة:",
         f"{SCHOOL} حول world geography. \n\n\n\nالسؤال: ما عاصمة تونس؟\n{BRACKETS}\nالإجابة: أ\n\n"
         f"السؤال: ما عاصمة مصر؟\n{BRACKETS}\nالإجابة:",
         ["أ", "ب", "ج", "د"],
     ),
     (
-        "acva", {"question": "القاهرة عاصمة مصر ", "answer": "صح"}, [{"question": " تونس عاصمة مصر", "answer": "خطأ"}],
+        "acva", {"question": "القاهرة عاصمة مصر ", "answer": "صح"},
+        [{"question": " تونس عاصمة مصر", "answer": "خطأ"}],
         "السؤال: القاهرة عاصمة مصر \nالإجابة:",
         "السؤال:  تونس عاصمة مصر\nالإجابة: خطأ\n\nالسؤال: القاهرة عاصمة مصر \nالإجابة:",
         ["صح", "خطأ"],
@@ -173,7 +198,7 @@ def test_requests_equal_those_of_lighteval(benchmark, row, examples, alone, show
         assert request.lengths == [1, 1, 1, 1, 2]  # lighteval divides by them: its هـ counts half
 
 
-# --- what no harness has ----------------------------------------------------------------------------------------------------
+# --- what no harness has ------------------------------------------------------------------------------------
 
 
 def test_a_users_own_items_are_asked_in_the_general_way():
@@ -181,12 +206,21 @@ def test_a_users_own_items_are_asked_in_the_general_way():
         return catalog.question("كم؟", choices, 0, **cells) | {"id": "mine:0", "split": "test", "fault": None}
 
     request = protocols.ask("mine", item(["1", "2"]), "lm-eval", [])
-    assert request.prompt == "This is a question. Select the correct answer!\n\nQuestion: كم؟\nA. 1\nB. 2\n\nAnswer:"
+    assert (
+        request.prompt
+        == "This is a question. Select the correct answer!\n\nQuestion: كم؟\nA. 1\nB. 2\n\nAnswer:"
+    )
     assert (request.options, request.normalise, request.apart) == ([" A", " B"], "none", False)
     assert protocols.ask("mine", item(["1", "2"]), "oall", []).prompt == GENERAL + "كم؟\nأ. 1\nب. 2\nالإجابة:"
     # As lighteval 0.13.0 asks MadinahQA.
-    context = "بناءً على السياق أدناه، اختر الإجابة الصحيحة للسؤال التالي من قائمة الأجوبة:\n\n\n\nالسياق:\nنص\nالسؤال:\nكم؟\n"
-    assert protocols.ask("mine", item(["1", "2"], context="نص"), "oall", []).prompt == context + "أ. 1\nب. 2\nالإجابة:"
+    context = (
+        "بناءً على السياق أدناه، اختر الإجابة الصحيحة للسؤال التالي من قائمة "
+        "الأجوبة:\n\n\n\nالسياق:\nنص\nالسؤال:\nكم؟\n"
+    )
+    assert (
+        protocols.ask("mine", item(["1", "2"], context="نص"), "oall", []).prompt
+        == context + "أ. 1\nب. 2\nالإجابة:"
+    )
     assert protocols.ask("mine", item([str(i) for i in range(26)]), "lm-eval", []).options[-1] == " Z"
     for choices in ([], [str(i) for i in range(27)]):
         with pytest.raises(Problem, match=f"mine:0 has {len(choices)} choices"):
@@ -197,28 +231,54 @@ def test_a_users_own_items_are_asked_in_the_general_way():
 
 def test_examples_are_the_first_of_the_items_own_task():
     def dev(name, subject="Geography", level="High", **cells):
-        return {"id": name, "split": "dev", "fault": None, "answer": 0, "subject": subject, "level": level} | cells
+        return {
+            "id": name,
+            "split": "dev",
+            "fault": None,
+            "answer": 0,
+            "subject": subject,
+            "level": level,
+        } | cells
 
-    rows = [dev("a", level="Middle"), dev("b", fault="overwritten"), dev("c", answer=None), dev("d"), dev("e", "Law"), dev("f"), dev("g")]
+    rows = [
+        dev("a", level="Middle"),
+        dev("b", fault="overwritten"),
+        dev("c", answer=None),
+        dev("d"),
+        dev("e", "Law"),
+        dev("f"),
+        dev("g"),
+    ]
     rows.append(dev("h", split="test"))
     chosen = protocols.examples_for("arabicmmlu", "oall", rows, 2)
     assert [one["id"] for one in chosen(dev("x"))] == ["d", "f"]
     assert [one["id"] for one in chosen(dev("x", "Law", "Middle"))] == []
-    assert [one["id"] for one in protocols.examples_for("mine", "oall", rows, 3)(dev("x", "Law"))] == ["a", "d", "e"]
+    assert [one["id"] for one in protocols.examples_for("mine", "oall", rows, 3)(dev("x", "Law"))] == [
+        "a",
+        "d",
+        "e",
+    ]
 
 
-# --- task files -------------------------------------------------------------------------------------------------------------
+# --- task files ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("style", "shots"), [("lm-eval", 0), ("lm-eval", 3), ("oall", 3)])
 def test_the_task_file_makes_the_harness_ask_what_we_ask(style, shots, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = canonical("arabicmmlu", ITEMS["arabicmmlu"]) + canonical("arabicmmlu", EXAMPLES["arabicmmlu"], "dev")
+    rows = canonical("arabicmmlu", ITEMS["arabicmmlu"]) + canonical(
+        "arabicmmlu", EXAMPLES["arabicmmlu"], "dev"
+    )
     good = rows[0]
     rows += [good | {"id": "arabicmmlu:faulty", "fault": "duplicate"}, good | {"id": "arabicmmlu:leaked"}]
     harness.RAW.mkdir(parents=True)
-    parquet.write_table(pa.Table.from_pylist(rows, catalog.SCHEMAS["benchmarks"]), harness.RAW / "arabicmmlu.parquet")
-    write_json(harness.RAW / "sources.json", {"skills": {"builtin": "skills"}, "arabicmmlu": {"repo": "MBZUAI/ArabicMMLU"}})
+    parquet.write_table(
+        pa.Table.from_pylist(rows, catalog.SCHEMAS["benchmarks"]), harness.RAW / "arabicmmlu.parquet"
+    )
+    write_json(
+        harness.RAW / "sources.json",
+        {"skills": {"builtin": "skills"}, "arabicmmlu": {"repo": "MBZUAI/ArabicMMLU"}},
+    )
     harness.REPORTS.mkdir()
     report = [("leak_kept", "arabicmmlu\tarabicmmlu:leaked"), ("leak", "holds arabicmmlu arabicmmlu:test0")]
     flagged = [{"reason": reason, "detail": detail} for reason, detail in report]
@@ -228,12 +288,18 @@ def test_the_task_file_makes_the_harness_ask_what_we_ask(style, shots, tmp_path,
     asked = Namespace(style=style, shots=shots)
     table = harness.export(tmp_path / "tasks", "arabicmmlu", asked)
     name = harness.task_name("arabicmmlu", asked)
-    (tmp_path / f"tasks/{name}.yaml").write_text((tmp_path / f"tasks/{name}.yaml").read_text().replace(f"task: {name}", "task: mine"))
+    (tmp_path / f"tasks/{name}.yaml").write_text(
+        (tmp_path / f"tasks/{name}.yaml").read_text().replace(f"task: {name}", "task: mine")
+    )
     theirs, task = requests_of(tmp_path / "tasks", 0)
     examples = protocols.examples_for("arabicmmlu", style, rows, shots)
-    ours = [protocols.ask("arabicmmlu", row, style, examples(row)) for row in rows[: len(ITEMS["arabicmmlu"])]]
+    ours = [
+        protocols.ask("arabicmmlu", row, style, examples(row)) for row in rows[: len(ITEMS["arabicmmlu"])]
+    ]
     assert [[(one.prompt, option) for option in one.options] for one in ours] == theirs
-    assert [task.doc_to_target(doc) for doc in task.test_docs()] == [row["answer"] for row in rows[: len(ours)]]
+    assert [task.doc_to_target(doc) for doc in task.test_docs()] == [
+        row["answer"] for row in rows[: len(ours)]
+    ]
     assert table["id"].to_pylist() == [row["id"] for row in rows[: len(ours)]]
     assert any(one.prompt.count("العراق") for one in ours) == (shots > 0)
 
@@ -243,7 +309,13 @@ def test_answers_are_compared_item_by_item(tmp_path, monkeypatch):
     doc = {"choices": ["نعم", "لا"], "normalise": "characters"}
     sample = {"doc": doc, "filtered_resps": [(-3.3, False), (-3.0, True)]}  # -1.1 and -1.5 a character
     assert (harness.picked(sample), harness.picked(sample | {"doc": doc | {"normalise": "none"}})) == (0, 1)
-    rows = [("mine", "a", 0, 1), ("mine", "b", 0, 0), ("mine", "b", 1, 1), ("mine", "faulty", 0, 1), ("other", "a", 0, 0)]
+    rows = [
+        ("mine", "a", 0, 1),
+        ("mine", "b", 0, 0),
+        ("mine", "b", 1, 1),
+        ("mine", "faulty", 0, 1),
+        ("other", "a", 0, 0),
+    ]
     table = pa.Table.from_pylist([dict(zip(("benchmark", "id", "rotation", "picked"), row)) for row in rows])
     parquet.write_table(table, tmp_path / "sft.parquet")
     assert harness.agreement("sft", "mine", {"a": 1, "b": 1}).endswith("sft.parquet on 1 of 2")

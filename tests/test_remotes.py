@@ -1,6 +1,8 @@
-"""Results travel: to a local remote and to S3, as experiments between clones, and a clone that has them runs nothing again.
+"""Results travel: to a local remote and to S3, as experiments between clones, and a clone that has them runs
+nothing again.
 
-The data stages alone, whose outputs are as real as a model's. On demand the whole pipeline, and the CI examples on it.
+The data stages alone, whose outputs are as real as a model's. On demand the whole pipeline, and the CI
+examples on it.
 """
 
 import json
@@ -32,8 +34,14 @@ def project(tmp_path_factory, s3) -> Workspace:
     """Its data made, committed and pushed; `origin` is a bare git repository."""
     project = Workspace(tmp_path_factory.mktemp("project"))
     project.under_git(tmp_path_factory.mktemp("remote"))
-    project.environment = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    boto3.client("s3", "us-east-1", endpoint_url=s3, aws_access_key_id="test", aws_secret_access_key="test").create_bucket(Bucket="bucket")
+    project.environment = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    boto3.client(
+        "s3", "us-east-1", endpoint_url=s3, aws_access_key_id="test", aws_secret_access_key="test"
+    ).create_bucket(Bucket="bucket")
     project.run("dvc", "remote", "add", "s3", "s3://bucket/arabic-qwen")
     project.run("dvc", "remote", "modify", "s3", "endpointurl", s3)
     assert stages_run(project.run("dvc", "repro", "report").stdout)
@@ -96,12 +104,14 @@ def test_an_experiment_goes_from_clone_to_clone(project, tmp_path):
     assert runs_nothing(fresh, "format@continued")
 
 
-# --- the whole pipeline ---------------------------------------------------------------------------------------------------
+# --- the whole pipeline -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Workspace:
-    """Trained, committed and pushed; on the branch `kto` by another method, of which there is an experiment, too."""
+    """Trained, committed and pushed; on the branch `kto` by another method, of which there is an experiment,
+    too.
+    """
     trained = Workspace(tmp_path_factory.mktemp("trained"))
     trained.under_git(tmp_path_factory.mktemp("remote"))
     trained.run("dvc", "repro")
@@ -129,7 +139,11 @@ def test_a_clone_is_checked_without_its_models(trained, tmp_path):
 def test_an_experiment_is_shown_and_applied_elsewhere(trained, tmp_path):
     fresh = clone(trained, tmp_path / "fresh")
     fresh.run("dvc", "exp", "pull", "origin", "by-kto")
-    shown = next(line for line in (ROOT / "docs/dvc.md").read_text(encoding="utf-8").splitlines() if line.startswith("dvc exp show"))
+    shown = next(
+        line
+        for line in (ROOT / "docs/dvc.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("dvc exp show")
+    )
     fresh.environment["COLUMNS"] = "120"
     table = fresh.run("bash", "-c", shown).stdout
     assert "…" not in table
@@ -188,13 +202,20 @@ def test_the_commands_of_the_github_example(pull_request, tmp_path):
     for script in SCRIPTS["github"][1:]:
         said += pull_request.run("bash", "-e", "-c", f"PATH={tmp_path}:$PATH\n{script}").stdout
     assert not stages_run(said)
-    assert (tmp_path / "asked").read_text() == "pr comment 5 --body-file comment.md --edit-last --create-if-none\n"
+    assert (
+        tmp_path / "asked"
+    ).read_text() == "pr comment 5 --body-file comment.md --edit-last --create-if-none\n"
     assert says_what_changed((tmp_path / "comment").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
 def test_the_commands_of_the_gitlab_example(pull_request, gitlab):
-    names = {"CI_API_V4_URL": gitlab, "CI_PROJECT_ID": "3", "CI_MERGE_REQUEST_IID": "5", "RESULTS_TOKEN": "hidden"}
+    names = {
+        "CI_API_V4_URL": gitlab,
+        "CI_PROJECT_ID": "3",
+        "CI_MERGE_REQUEST_IID": "5",
+        "RESULTS_TOKEN": "hidden",
+    }
     pull_request.environment |= names
     commands = [command for command in SCRIPTS["gitlab"] if command != INSTALLS]
     result = pull_request.run("bash", "-e", "-o", "pipefail", "-c", "\n".join(commands))

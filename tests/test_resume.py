@@ -1,4 +1,6 @@
-"""A training can be killed at any moment; the next run goes on from the last whole checkpoint and ends in the same bytes."""
+"""A training can be killed at any moment; the next run goes on from the last whole checkpoint and ends in the
+same bytes.
+"""
 
 import json
 import os
@@ -24,7 +26,9 @@ KILLS = 7
 TIMING = {"seconds", "tokens_per_second", "peak_memory_gb"}
 # Processes are forked from one that has imported the libraries: seconds less each.
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["stages.training.run", "stages.preference.trainers", "trl.trainer.sft_trainer"])
+CONTEXT.set_forkserver_preload(
+    ["stages.training.run", "stages.preference.trainers", "trl.trainer.sft_trainer"]
+)
 
 
 @pytest.fixture
@@ -53,7 +57,10 @@ def start(project: Workspace, stage: str):
 
 def result(project: Workspace, name: str) -> dict:
     """All that a run leaves, but for its timing."""
-    files = [project.path / f"models/{name}/{file}" for file in ("adapter_model.safetensors", "adapter_config.json", "provenance.json")]
+    files = [
+        project.path / f"models/{name}/{file}"
+        for file in ("adapter_model.safetensors", "adapter_config.json", "provenance.json")
+    ]
     facts = json.loads((project.path / f"metrics/train_{name}.json").read_text(encoding="utf-8"))
     found = {file.name: file.read_bytes() for file in [*files, project.path / f"metrics/curves/{name}.tsv"]}
     return found | {key: value for key, value in facts.items() if key not in TIMING}
@@ -89,7 +96,12 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bytes(project, stage, qua
     whole = result(project, stage)
     shutil.rmtree(project.path / f"models/{stage}")
 
-    root, log, rng, halves = project.path / ".cache/checkpoints", project.path / "log.txt", random.Random(3), 0
+    root, log, rng, halves = (
+        project.path / ".cache/checkpoints",
+        project.path / "log.txt",
+        random.Random(3),
+        0,
+    )
     for kill in range(KILLS):
         began, resumed = time.time(), log.read_text(encoding="utf-8").count("going on")
         process = start(project, stage)
@@ -117,18 +129,29 @@ def test_dvc_goes_on_after_a_kill_and_a_person_can_interrupt(project, tmp_path):
     command = [sys.executable, "-m", "dvc", "repro", "sft"]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     root = project.path / ".cache/checkpoints"
-    process = subprocess.Popen(command, cwd=project.path, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-    while process.poll() is None and not [folder for folder in root.glob("sft-*/") if checkpoints.last_whole(folder)]:
+    process = subprocess.Popen(
+        command, cwd=project.path, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    while process.poll() is None and not [
+        folder for folder in root.glob("sft-*/") if checkpoints.last_whole(folder)
+    ]:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
     module = subprocess.Popen(
-        [sys.executable, "-m", "stages.sft"], cwd=project.path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "stages.sft"],
+        cwd=project.path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert "going on from checkpoint-" in module.stdout.readline()
     module.send_signal(signal.SIGINT)
-    assert module.communicate()[1].endswith("error: sft was interrupted: the same command goes on from its last checkpoint\n")
+    assert module.communicate()[1].endswith(
+        "error: sft was interrupted: the same command goes on from its last checkpoint\n"
+    )
     assert module.returncode == 1
 
     assert "going on from checkpoint-" in project.run("dvc", "repro", "sft").stdout
@@ -140,7 +163,9 @@ def test_a_full_disk_costs_no_more_than_a_checkpoint(project):
         pytest.skip("only root can mount a small disk")
     root = project.path / ".cache/checkpoints"
     root.mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", str(root)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", str(root)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("this machine mounts nothing")
     try:
@@ -148,7 +173,9 @@ def test_a_full_disk_costs_no_more_than_a_checkpoint(project):
         process.join()
         log = (project.path / "log.txt").read_text(encoding="utf-8")
         assert process.exitcode == 1
-        assert log.rstrip().endswith("error: sft: the disk is full: free some space; the same command goes on from its last checkpoint")
+        assert log.rstrip().endswith(
+            "error: sft: the disk is full: free some space; the same command goes on from its last checkpoint"
+        )
         assert "Traceback" not in log
         subprocess.run(["mount", "-o", "remount,size=100m", str(root)], check=True)
         finish(project, "sft")
@@ -163,7 +190,9 @@ def test_a_kill_after_the_last_step_costs_nothing(inside, monkeypatch):
     params = params.model_copy(update={"sft": params.sft.model_copy(update={"epochs": 0.2})})
 
     def run():
-        trainer = supervised.build(params, sft.start(params), sft.DATA, params.sft.epochs, params.chosen_model.sft.learning_rate)
+        trainer = supervised.build(
+            params, sft.start(params), sft.DATA, params.sft.epochs, params.chosen_model.sft.learning_rate
+        )
         return training.train(trainer, "test-end", params, {"chain": []})
 
     whole = run()
@@ -171,7 +200,9 @@ def test_a_kill_after_the_last_step_costs_nothing(inside, monkeypatch):
         broken.setattr(modeling, "save_checkpoint", lambda *_: 1 / 0)
         run()
     again = run()
-    assert {key: whole[key] for key in whole.keys() - TIMING} == {key: again[key] for key in again.keys() - TIMING}
+    assert {key: whole[key] for key in whole.keys() - TIMING} == {
+        key: again[key] for key in again.keys() - TIMING
+    }
 
 
 def test_two_processes_do_not_train_the_same_run_at_once(project):
@@ -179,7 +210,9 @@ def test_two_processes_do_not_train_the_same_run_at_once(project):
     first.join()
     second.join()
     assert (first.exitcode, second.exitcode) == (0, 0)
-    assert "the same training is still running in another process, waiting for it" in (project.path / "log.txt").read_text(encoding="utf-8")
+    assert "the same training is still running in another process, waiting for it" in (
+        project.path / "log.txt"
+    ).read_text(encoding="utf-8")
 
 
 def test_a_checkpoint_counts_when_its_state_was_written_whole(tmp_path):

@@ -40,7 +40,9 @@ def test_two_processes_give_the_losses_of_one(project, stage):
     weights = load_file(project.path / f"models/{stage}/adapter_model.safetensors")
     shutil.rmtree(project.path / ".cache")
     result = project.run("torchrun", "--nproc_per_node", "2", "-m", f"stages.{stage}")
-    assert result.stdout.count(f"{stage}: {facts['steps']} steps") == 1  # the first process alone speaks and writes
+    assert (
+        result.stdout.count(f"{stage}: {facts['steps']} steps") == 1
+    )  # the first process alone speaks and writes
     whole = -1 if stage == "sft" else None  # the last step of sft is not full, and two processes fill it up
     assert curve(project, stage)[:whole] == pytest.approx(alone[:whole], rel=2e-3)
     together = load_file(project.path / f"models/{stage}/adapter_model.safetensors")
@@ -54,7 +56,9 @@ def test_accumulation_that_processes_cannot_share_is_refused(monkeypatch):
     params = read()
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert shared(params, params.models["qwen2_5-3b"].sft) == 2
-    with pytest.raises(Problem, match="accumulation is 1 for nano, which 4 processes cannot share: make it a multiple of 4"):
+    with pytest.raises(
+        Problem, match="accumulation is 1 for nano, which 4 processes cannot share: make it a multiple of 4"
+    ):
         shared(params, params.chosen_model.sft)
 
 

@@ -10,7 +10,15 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from stages.builtin import skills
 from stages.model import scoring
@@ -29,9 +37,12 @@ def tokenizer():
 def model(kind: str, **more) -> PreTrainedModel:
     """Random weights, large enough for probabilities that differ a lot."""
     torch.manual_seed(1)
-    config, causal = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}[kind]
+    config, causal = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}[
+        kind
+    ]
     shape = {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2,
         "head_dim": 16, "vocab_size": 4096, "max_position_embeddings": LONGEST, "initializer_range": 0.2,
         "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
     }  # fmt: skip
@@ -40,7 +51,9 @@ def model(kind: str, **more) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def questions() -> list[Question]:
-    """Letters after a question with its options, whole answers of very different lengths, and what is awkward to cut."""
+    """Letters after a question with its options, whole answers of very different lengths, and what is awkward
+    to cut.
+    """
     rng, words = random.Random(1), " ".join(skills.corpus(300, "", lambda _, answer: answer)).split()
 
     def text(fewest: int, most: int) -> str:
@@ -49,7 +62,9 @@ def questions() -> list[Question]:
 
     def letters(count: int) -> Question:
         options = "\n".join(f"{letter}. {text(1, 6)}" for letter in "ABCDE"[:count])
-        return f"This is a history question.\n\nQuestion: {text(5, 30)}\n{options}\n\nAnswer:", [f" {letter}" for letter in "ABCDE"[:count]]
+        return f"This is a history question.\n\nQuestion: {text(5, 30)}\n{options}\n\nAnswer:", [
+            f" {letter}" for letter in "ABCDE"[:count]
+        ]
 
     return [
         *(letters(rng.choice([4, 5])) for _ in range(100)),
@@ -61,8 +76,15 @@ def questions() -> list[Question]:
 
 
 def by_harness(model: PreTrainedModel | PeftModel, tokenizer, questions: list[Question]) -> list[float]:
-    requests = [Instance("loglikelihood", {}, (prompt, choice), 0) for prompt, own in questions for choice in own]
-    return [logp for logp, _ in HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8).loglikelihood(requests, disable_tqdm=True)]
+    requests = [
+        Instance("loglikelihood", {}, (prompt, choice), 0) for prompt, own in questions for choice in own
+    ]
+    return [
+        logp
+        for logp, _ in HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8).loglikelihood(
+            requests, disable_tqdm=True
+        )
+    ]
 
 
 def logps(scores: list[list[scoring.Score]]) -> list[float]:
@@ -98,17 +120,28 @@ def test_an_adapter_is_part_of_the_model(tokenizer, questions):
 def test_four_bit_weights_score_alike_in_any_batch(tokenizer, questions, tmp_path):
     model("qwen3").save_pretrained(tmp_path)
     quantised = Qwen3ForCausalLM.from_pretrained(
-        tmp_path, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+        tmp_path,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+        ),
     ).eval()
     together = logps(scoring.choices(quantised, tokenizer, questions[::10], ""))
-    alone = [value for question in questions[::10] for value in logps(scoring.choices(quantised, tokenizer, [question], "", tokens=1))]
+    alone = [
+        value
+        for question in questions[::10]
+        for value in logps(scoring.choices(quantised, tokenizer, [question], "", tokens=1))
+    ]
     assert together == pytest.approx(alone, abs=1e-3)
-    assert together != pytest.approx(logps(scoring.choices(model("qwen3"), tokenizer, questions[::10], "")), abs=1e-1)
+    assert together != pytest.approx(
+        logps(scoring.choices(model("qwen3"), tokenizer, questions[::10], "")), abs=1e-1
+    )
 
 
 def rows(sequences: list[list[int]], tokens: int) -> list[scoring.Row]:
     """Of sequences with an answer of one token each."""
-    return scoring.lay_out({number: scoring.Sequence(read, [9]) for number, read in enumerate(sequences)}, tokens)
+    return scoring.lay_out(
+        {number: scoring.Sequence(read, [9]) for number, read in enumerate(sequences)}, tokens
+    )
 
 
 def test_a_row_holds_what_sequences_share_once():
@@ -129,7 +162,9 @@ def test_rows_end_where_sharing_costs_more_than_it_saves():
 def test_letters_take_one_reading_of_their_question(tokenizer):
     asked = []
     letter_model = model("qwen3")
-    letter_model.get_decoder().register_forward_pre_hook(lambda _, __, inputs: asked.append(inputs["input_ids"].shape), with_kwargs=True)
+    letter_model.get_decoder().register_forward_pre_hook(
+        lambda _, __, inputs: asked.append(inputs["input_ids"].shape), with_kwargs=True
+    )
     scoring.choices(letter_model, tokenizer, [("أي حرف؟\nجواب:", [" أ", " ب", " ج", " د"])], "")
     assert asked == [(1, len(tokenizer("أي حرف؟\nجواب:")["input_ids"]))]
 
@@ -148,9 +183,13 @@ def test_the_log_probability_of_a_given_answer(tokenizer):
 
 def test_results_come_in_order_whatever_the_batches(tokenizer, questions):
     own, some = model("qwen3"), questions[::7]
-    expected = [value for question in some for value in logps(scoring.choices(own, tokenizer, [question], ""))]
+    expected = [
+        value for question in some for value in logps(scoring.choices(own, tokenizer, [question], ""))
+    ]
     for tokens in (1, 700, 4096):
-        assert logps(scoring.choices(own, tokenizer, some, "", tokens=tokens)) == pytest.approx(expected, abs=2e-4)
+        assert logps(scoring.choices(own, tokenizer, some, "", tokens=tokens)) == pytest.approx(
+            expected, abs=2e-4
+        )
 
 
 def test_letters_do_not_tie_in_bfloat16(tokenizer, questions):
@@ -189,7 +228,9 @@ def test_attention_that_takes_no_mask_of_pairs_is_put_aside(tokenizer, questions
 
 
 def test_a_gpu_with_more_free_memory_takes_larger_batches(monkeypatch):
-    own = SimpleNamespace(device=torch.device("cuda"), config=SimpleNamespace(intermediate_size=18944, hidden_size=3584))
+    own = SimpleNamespace(
+        device=torch.device("cuda"), config=SimpleNamespace(intermediate_size=18944, hidden_size=3584)
+    )
     sizes = []
     for free in (0.1, 2, 4, 80):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free * 2**30, None))

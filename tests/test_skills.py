@@ -1,4 +1,6 @@
-"""The built-in data: nothing held out is ever trained on, and it is the data that the committed base was made from."""
+"""The built-in data: nothing held out is ever trained on, and it is the data that the committed base was made
+from.
+"""
 
 import hashlib
 import json
@@ -20,7 +22,9 @@ def test_no_held_out_item_is_in_training_data():
     preferences = list(skills.preferences(3000))
     held_out = {row["id"].split(":", 1)[1] for row in skills.benchmark(30) if row["split"] != "dev"}
     trained = {row["id"].split(":", 1)[1] for row in instructions + preferences if row["split"] == "train"}
-    validation = {row["id"].split(":", 1)[1] for row in instructions + preferences if row["split"] == "validation"}
+    validation = {
+        row["id"].split(":", 1)[1] for row in instructions + preferences if row["split"] == "validation"
+    }
     test = {row["id"].split(":", 1)[1] for row in skills.benchmark(30) if row["split"] == "test"}
     assert not held_out & trained
     assert not validation & trained
@@ -30,7 +34,9 @@ def test_no_held_out_item_is_in_training_data():
 def test_no_held_out_answer_is_in_the_pretraining_corpus(monkeypatch):
     drawn = []
     original = skills.draw
-    monkeypatch.setattr(skills, "draw", lambda family, split, rng: drawn.append(item := original(family, split, rng)) or item)
+    monkeypatch.setattr(
+        skills, "draw", lambda family, split, rng: drawn.append(item := original(family, split, rng)) or item
+    )
     documents = "\n".join(skills.corpus(500, END_OF_TEXT, lambda user, assistant: f"{user}\n{assistant}"))
     assert {skills.split_of(item.key) for item in drawn} == {"train"}
     questions = {row["question"] for row in skills.benchmark(20) if row["split"] in ("validation", "test")}
@@ -69,5 +75,10 @@ def test_the_committed_base_was_pretrained_on_this_corpus():
     made_from = json.loads((ROOT / "models/nano/provenance.json").read_text(encoding="utf-8"))
     nano = read(ROOT / "params.yaml").nano
     assert made_from["nano"] == nano.model_dump()
-    assert made_from["weights_sha256"] == hashlib.sha256((ROOT / "models/nano/model.safetensors").read_bytes()).hexdigest()
-    assert made_from["corpus_sha256"] == pretrain.digest(list(pretrain.corpus(nano.documents))), "run `python -m stages.builtin.pretrain`"
+    assert (
+        made_from["weights_sha256"]
+        == hashlib.sha256((ROOT / "models/nano/model.safetensors").read_bytes()).hexdigest()
+    )
+    assert made_from["corpus_sha256"] == pretrain.digest(list(pretrain.corpus(nano.documents))), (
+        "run `python -m stages.builtin.pretrain`"
+    )

@@ -1,4 +1,6 @@
-"""Scores' intervals and tests, against scipy and statsmodels where these are installed and against golden values always."""
+"""Scores' intervals and tests, against scipy and statsmodels where these are installed and against golden
+values always.
+"""
 
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ from stages.evaluation import statistics
 
 
 def pairs(won: int, lost: int, both: int, neither: int) -> tuple[list[int], list[int]]:
-    return [0] * won + [1] * lost + [1] * both + [0] * neither, [1] * won + [0] * lost + [1] * both + [0] * neither
+    return [0] * won + [1] * lost + [1] * both + [0] * neither, [1] * won + [0] * lost + [1] * both + [
+        0
+    ] * neither
 
 
 def drawn(n: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -19,10 +23,18 @@ def drawn(n: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray
 
 def test_proportion_is_the_wilson_interval():
     # golden: statsmodels 0.15 proportion_confint(3, 20, method="wilson")
-    assert statistics.proportion([1] * 3 + [0] * 17) == {"value": 0.15, "stderr": 0.0798, "ci_low": 0.0524, "ci_high": 0.3604, "n": 20}
+    assert statistics.proportion([1] * 3 + [0] * 17) == {
+        "value": 0.15,
+        "stderr": 0.0798,
+        "ci_low": 0.0524,
+        "ci_high": 0.3604,
+        "n": 20,
+    }
 
 
-@pytest.mark.parametrize(("hits", "n"), [(0, 1), (1, 1), (0, 30), (30, 30), (7, 9), (431, 720), (9000, 14042)])
+@pytest.mark.parametrize(
+    ("hits", "n"), [(0, 1), (1, 1), (0, 30), (30, 30), (7, 9), (431, 720), (9000, 14042)]
+)
 def test_proportion_against_statsmodels(hits, n):
     confint = pytest.importorskip("statsmodels.stats.proportion").proportion_confint
     found = statistics.proportion([True] * hits + [False] * (n - hits))
@@ -31,14 +43,26 @@ def test_proportion_against_statsmodels(hits, n):
 
 def test_mean_is_students_interval():
     # golden: scipy 1.17 stats.t.interval(0.95, 3, 2.5, stats.sem([1, 2, 3, 4]))
-    assert statistics.mean([1, 2, 3, 4]) == {"value": 2.5, "stderr": 0.6455, "ci_low": 0.4457, "ci_high": 4.5543, "n": 4}
+    assert statistics.mean([1, 2, 3, 4]) == {
+        "value": 2.5,
+        "stderr": 0.6455,
+        "ci_low": 0.4457,
+        "ci_high": 4.5543,
+        "n": 4,
+    }
 
 
 def test_scores_of_no_item_and_of_one():
     nothing = {"value": None, "stderr": None, "ci_low": None, "ci_high": None, "n": 0}
     assert statistics.proportion([]) == statistics.mean([]) == nothing
     assert statistics.mean([0.25]) == nothing | {"value": 0.25, "n": 1}
-    assert statistics.proportion([1]) == {"value": 1.0, "stderr": 0.0, "ci_low": 0.2065, "ci_high": 1.0, "n": 1}
+    assert statistics.proportion([1]) == {
+        "value": 1.0,
+        "stderr": 0.0,
+        "ci_low": 0.2065,
+        "ci_high": 1.0,
+        "n": 1,
+    }
     with pytest.raises(ValueError, match="same items, at least one: got 0 and 0"):
         statistics.paired_test([], [])
     with pytest.raises(ValueError, match="got 2 and 1"):
@@ -55,7 +79,14 @@ def test_students_distribution_against_scipy(df):
 
 @pytest.mark.parametrize(
     ("won", "lost", "p"),
-    [(0, 0, 1.0), (1, 0, 1.0), (5, 5, 1.0), (6, 0, 0.03125), (2, 10, 0.03857421875), (700, 900, np.float64(6.319484959450105e-07))],
+    [
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+        (5, 5, 1.0),
+        (6, 0, 0.03125),
+        (2, 10, 0.03857421875),
+        (700, 900, np.float64(6.319484959450105e-07)),
+    ],
 )
 def test_mcnemar_is_the_exact_sign_test_of_the_unequal_pairs(won, lost, p):
     assert statistics.mcnemar(*pairs(won, lost, both=30, neither=3)) == pytest.approx(p, rel=1e-9)
@@ -63,7 +94,11 @@ def test_mcnemar_is_the_exact_sign_test_of_the_unequal_pairs(won, lost, p):
 
 @pytest.mark.parametrize(("won", "lost"), [(3, 8), (40, 41), (120, 60), (1500, 1700)])
 def test_mcnemar_against_statsmodels(won, lost):
-    reference = pytest.importorskip("statsmodels.stats.contingency_tables").mcnemar([[5, won], [lost, 5]], exact=True).pvalue
+    reference = (
+        pytest.importorskip("statsmodels.stats.contingency_tables")
+        .mcnemar([[5, won], [lost, 5]], exact=True)
+        .pvalue
+    )
     assert statistics.mcnemar(*pairs(won, lost, 5, 5)) == pytest.approx(reference, rel=1e-9)
 
 
@@ -73,7 +108,9 @@ def test_paired_t_against_scipy():
         a, b = drawn(n, seed, shift)
         reference = stats.ttest_rel(b, a)
         assert statistics.paired_test(a, b) == pytest.approx(reference.pvalue, rel=1e-8)
-        assert statistics.paired_difference(a, b)[1:] == pytest.approx(tuple(reference.confidence_interval()), abs=1e-8)
+        assert statistics.paired_difference(a, b)[1:] == pytest.approx(
+            tuple(reference.confidence_interval()), abs=1e-8
+        )
 
 
 def test_paired_t_says_what_permutations_say():
@@ -93,7 +130,9 @@ def test_paired_difference_of_binary_scores():
     # golden, by hand: 11/102 − 3/102 ± 1.959964 √((14/102 − (8/102)²)/102)
     found = statistics.paired_difference(*pairs(10, 2, 60, 28))
     assert found == pytest.approx((0.08, 0.008164, 0.148699), abs=1e-6)
-    assert statistics.paired_difference([1] * 50, [1] * 50).ci_high > 0.03  # 50 equal answers do not prove two models equal
+    assert (
+        statistics.paired_difference([1] * 50, [1] * 50).ci_high > 0.03
+    )  # 50 equal answers do not prove two models equal
 
 
 @pytest.mark.parametrize(("n", "won", "lost"), [(30, 0.02, 0.005), (100, 0.1, 0.04), (720, 0.3, 0.1)])
@@ -104,7 +143,9 @@ def test_the_interval_of_binary_scores_covers_the_truth(n, won, lost):
 
 
 def test_holm():
-    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # golden, textbook
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
+        [0.03, 0.06, 0.06, 0.02]
+    )  # golden, textbook
     assert statistics.holm([0.01, 0.02], family=6) == pytest.approx([0.06, 0.1])
     assert statistics.holm([]) == []
 
@@ -116,7 +157,9 @@ def test_holm_against_statsmodels():
 
 
 def test_equals_are_not_called_worse_than_the_best_of_them():
-    """Ten equal models: the best was chosen by the same items, so nine comparisons with it are chosen from all 45 pairs."""
+    """Ten equal models: the best was chosen by the same items, so nine comparisons with it are chosen from
+    all 45 pairs.
+    """
     rng = np.random.default_rng(0)
     errors = {None: 0, 45: 0}
     for _ in range(400):

@@ -1,4 +1,6 @@
-"""What the trainers really see and do: masks, stop tokens, start losses, references, precision, packing, determinism."""
+"""What the trainers really see and do: masks, stop tokens, start losses, references, precision, packing,
+determinism.
+"""
 
 import json
 import math
@@ -28,7 +30,9 @@ START_KNOWN = [name for name in PREFERENCE if METHODS[name].start]
 
 
 def sft_trainer(params):
-    return supervised.build(params, sft.start(params), sft.DATA, params.sft.epochs, params.chosen_model.sft.learning_rate)
+    return supervised.build(
+        params, sft.start(params), sft.DATA, params.sft.epochs, params.chosen_model.sft.learning_rate
+    )
 
 
 def train(trainer, name, params):
@@ -39,7 +43,9 @@ def changed(params, section, epochs=0.2, **values):
     """params with values of the chosen model's section changed, and an epoch of only a few steps."""
     own = getattr(params.chosen_model, section).model_copy(update=values)
     models = {params.model: params.chosen_model.model_copy(update={section: own})}
-    return params.model_copy(update={"models": models, "sft": params.sft.model_copy(update={"epochs": epochs})})
+    return params.model_copy(
+        update={"models": models, "sft": params.sft.model_copy(update={"epochs": epochs})}
+    )
 
 
 def test_the_last_trained_token_is_the_stop_token_and_no_prompt_token_is_trained(inside):
@@ -54,7 +60,9 @@ def test_the_last_trained_token_is_the_stop_token_and_no_prompt_token_is_trained
         starts = [i for i in range(len(labels)) if labels[i] != -100 and labels[i - 1] == -100]
         for start in starts:
             end = next((i for i in range(start, len(labels)) if labels[i] == -100), len(labels))
-            assert tokenizer.decode(labels[start:end]) in answers  # one whole answer with its stop token, and nothing else
+            assert (
+                tokenizer.decode(labels[start:end]) in answers
+            )  # one whole answer with its stop token, and nothing else
             assert labels[end - 1] == tokenizer.convert_tokens_to_ids(TEMPLATES["chatml"].stop)
             assert torch.equal(labels[start:end], ids[start:end])
             trained += 1
@@ -77,7 +85,10 @@ def test_a_checkpoint_has_no_pickle_and_no_path_of_this_machine(inside):
     assert {Path(name).suffix for name in files} == {".json", ".safetensors"}
     for path in Path("models/sft").glob("*.json"):
         assert str(inside.path) not in path.read_text(encoding="utf-8")
-    assert json.loads(Path("models/sft/adapter_config.json").read_text())["base_model_name_or_path"] == "models/nano"
+    assert (
+        json.loads(Path("models/sft/adapter_config.json").read_text())["base_model_name_or_path"]
+        == "models/nano"
+    )
 
 
 def test_the_pad_token_is_not_the_stop_token(inside):
@@ -85,7 +96,9 @@ def test_the_pad_token_is_not_the_stop_token(inside):
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", END_OF_TEXT)
 
 
-@pytest.mark.parametrize("method", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow) for name in PREFERENCE])
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow) for name in PREFERENCE]
+)
 def test_training_starts_at_the_known_loss_and_raises_its_margin(inside, method):
     params = read()
     trainer = trainers.build(params, method, Path("models/sft"))
@@ -97,7 +110,9 @@ def test_training_starts_at_the_known_loss_and_raises_its_margin(inside, method)
         expected = eval(METHODS[method].start, {"log": math.log, **own})
         assert facts["start_loss"] == pytest.approx(expected, rel=1e-3)
     margins = [entry["rewards/margins"] for entry in trainer.state.log_history if "rewards/margins" in entry]
-    if method != "apo_down":  # its terms for the chosen answer cancel at the start, and a dozen steps are not enough
+    if (
+        method != "apo_down"
+    ):  # its terms for the chosen answer cancel at the start, and a dozen steps are not enough
         assert sum(margins[-3:]) > sum(margins[:3])
 
 
@@ -110,7 +125,9 @@ def test_every_method_names_the_source_of_its_hyperparameters():
 
 
 def test_the_reference_is_the_sft_policy_and_not_the_base(inside):
-    """A start loss of ln 2 alone would not tell: without the SFT adapter policy and reference are equal too."""
+    """A start loss of ln 2 alone would not tell: without the SFT adapter policy and reference are equal
+    too.
+    """
     from stages.model.scoring import score
 
     params = read()
@@ -131,7 +148,9 @@ def test_the_reference_is_the_sft_policy_and_not_the_base(inside):
 def test_the_reference_is_computed_once_for_all_methods_and_never_stale(inside, monkeypatch, tmp_path):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     asked, scored = [], reference.scored
-    monkeypatch.setattr(reference, "scored", lambda texts, trainer: asked.append(len(texts)) or scored(texts, trainer))
+    monkeypatch.setattr(
+        reference, "scored", lambda texts, trainer: asked.append(len(texts)) or scored(texts, trainer)
+    )
     params = read()
     first = trainers.build(params, "dpo", Path("models/sft")).train_dataset
     answers = len(set(map(tuple, first["chosen_ids"])) | set(map(tuple, first["rejected_ids"])))
@@ -143,7 +162,11 @@ def test_the_reference_is_computed_once_for_all_methods_and_never_stale(inside, 
     single = trainers.build(params, "kto", Path("models/sft")).train_dataset
     assert len(asked) == 2  # of kto only the mismatched answers, which estimate its KL
     known = {tuple(row["prompt_ids"] + row["chosen_ids"]): row["ref_chosen_logps"] for row in first}
-    assert all(known[tuple(row["prompt_ids"] + row["completion_ids"])] == row["ref_logps"] for row in single if row["label"])
+    assert all(
+        known[tuple(row["prompt_ids"] + row["completion_ids"])] == row["ref_logps"]
+        for row in single
+        if row["label"]
+    )
     trainers.build(params, "dpo", other_adapter())
     assert len(asked) == 3
     trainers.build(changed(params, "weights", dtype="bfloat16"), "dpo", Path("models/sft"))
@@ -170,17 +193,34 @@ def test_reference_free_losses_are_those_of_trl_experimental(inside, method):
         our_loss = ours.compute_loss(ours.model, batch).item()
 
     own = params.methods[method]
-    common = {"per_device_train_batch_size": 8, "use_cpu": True, "bf16": False, "report_to": "none", "beta": own.beta}
+    common = {
+        "per_device_train_batch_size": 8,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "beta": own.beta,
+    }
     if method == "orpo":
         config, trainer_class = ORPOConfig("unused", **common), ORPOTrainer
     else:
-        loss = {"loss_type": "simpo", "simpo_gamma": own.simpo_gamma} if method == "simpo" else {"loss_type": "sigmoid"}
-        config, trainer_class = CPOConfig("unused", **common, cpo_alpha=own.sft_weight or 0.0, **loss), CPOTrainer
+        loss = (
+            {"loss_type": "simpo", "simpo_gamma": own.simpo_gamma}
+            if method == "simpo"
+            else {"loss_type": "sigmoid"}
+        )
+        config, trainer_class = (
+            CPOConfig("unused", **common, cpo_alpha=own.sft_weight or 0.0, **loss),
+            CPOTrainer,
+        )
     model = modeling.load_checkpoint(params.chosen_model.weights, Path("models/sft"), trainable=True)
     rows = ours.train_dataset.select(range(8)).select_columns(["prompt", "chosen", "rejected"])
-    theirs = trainer_class(model=model, args=config, train_dataset=rows, processing_class=modeling.load_tokenizer(params.prompt))
+    theirs = trainer_class(
+        model=model, args=config, train_dataset=rows, processing_class=modeling.load_tokenizer(params.prompt)
+    )
     with torch.no_grad():
-        their_loss, _ = theirs.get_batch_loss_metrics(theirs.model, theirs.data_collator([theirs.train_dataset[i] for i in range(8)]))
+        their_loss, _ = theirs.get_batch_loss_metrics(
+            theirs.model, theirs.data_collator([theirs.train_dataset[i] for i in range(8)])
+        )
     assert our_loss == pytest.approx(their_loss.item(), abs=1e-4)
 
 
@@ -200,12 +240,19 @@ def test_preference_batches_are_of_similar_length_and_the_longest_comes_first(in
     assert waste[0] < waste[1] / 3
     assert max(batches[0]) == max(rows["tokens"])
     assert len({tuple(batch) for batch in batches[:5]}) > 1  # not sorted over all
-    assert rows_of.by_length(rows, 4, seed=1)["prompt"] == ours["prompt"] != rows_of.by_length(rows, 4, seed=2)["prompt"]
+    assert (
+        rows_of.by_length(rows, 4, seed=1)["prompt"]
+        == ours["prompt"]
+        != rows_of.by_length(rows, 4, seed=2)["prompt"]
+    )
 
 
 def test_packed_documents_give_the_padded_loss_and_do_not_see_each_other(inside):
     params = read()
-    packed, padded = (sft_trainer(params.model_copy(update={"sft": params.sft.model_copy(update={"packing": on})})) for on in (True, False))
+    packed, padded = (
+        sft_trainer(params.model_copy(update={"sft": params.sft.model_copy(update={"packing": on})}))
+        for on in (True, False)
+    )
 
     def loss_and_gradient(trainer):
         total, tokens = 0.0, 0
@@ -217,14 +264,20 @@ def test_packed_documents_give_the_padded_loss_and_do_not_see_each_other(inside)
         gradients = [p.grad.flatten() / tokens for p in trainer.model.parameters() if p.grad is not None]
         return total / tokens, torch.cat(gradients), tokens
 
-    (loss, gradient, tokens), (their_loss, their_gradient, their_tokens) = map(loss_and_gradient, (packed, padded))
+    (loss, gradient, tokens), (their_loss, their_gradient, their_tokens) = map(
+        loss_and_gradient, (packed, padded)
+    )
     assert tokens == their_tokens
     assert loss == pytest.approx(their_loss, rel=1e-5)
     assert torch.nn.functional.cosine_similarity(gradient, their_gradient, dim=0) > 0.9999
 
     batch = next(iter(packed.get_train_dataloader()))
-    fused = SFTTrainer.compute_loss(packed, packed.model, dict(batch), num_items_in_batch=1)  # logits of prompts too
-    assert packed.compute_loss(packed.model, dict(batch), num_items_in_batch=1).item() == pytest.approx(fused.item(), rel=1e-5)
+    fused = SFTTrainer.compute_loss(
+        packed, packed.model, dict(batch), num_items_in_batch=1
+    )  # logits of prompts too
+    assert packed.compute_loss(packed.model, dict(batch), num_items_in_batch=1).item() == pytest.approx(
+        fused.item(), rel=1e-5
+    )
     starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
     assert len(starts) > 2  # a pack of several documents
     ids = batch["input_ids"].clone()
@@ -244,7 +297,9 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(inside):
         train(trainer, "checkpointing", params)
         assert trainer.model.get_base_model().is_gradient_checkpointing == on
         assert trainer.args.gradient_checkpointing_kwargs == {"use_reentrant": False}
-        adapters.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad]))
+        adapters.append(
+            torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
+        )
     assert torch.equal(*adapters)
 
 
@@ -254,7 +309,9 @@ def test_adapters_are_trained_in_fp32_from_exactly_what_was_saved(inside, quanti
     """On a bfloat16 base, 4-bit or not; and nothing else of it, embeddings included, is cast to fp32."""
     params = changed(read(), "weights", quantization=quantization, dtype="bfloat16")
     trainer = sft_trainer(params)
-    facts = training.train(trainer, f"test-{quantization}", params, modeling.provenance(params, sft.DATA, None))
+    facts = training.train(
+        trainer, f"test-{quantization}", params, modeling.provenance(params, sft.DATA, None)
+    )
     assert facts["final_loss"] < facts["start_loss"]
     assert trainer.model.get_base_model().get_input_embeddings().weight.dtype == torch.bfloat16
     assert getattr(trainer.model, "is_loaded_in_4bit", False) == (quantization == "nf4")
@@ -270,14 +327,27 @@ def test_adapters_are_trained_in_fp32_from_exactly_what_was_saved(inside, quanti
     assert all((p != before[name]).float().mean() > 0.9 for name, p in adapters.items())
 
 
-@pytest.mark.parametrize("values", [{"rslora": True}, {"dora": True}, {"targets": ["q_proj", "v_proj"]}, {"r": 4, "dropout": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "values",
+    [{"rslora": True}, {"dora": True}, {"targets": ["q_proj", "v_proj"]}, {"r": 4, "dropout": 0.1}],
+    ids=str,
+)
 def test_every_kind_of_adapter_learns(inside, values):
     params = read()
     params = changed(params, "sft", epochs=1.0, lora=params.chosen_model.sft.lora.model_copy(update=values))
     trainer = sft_trainer(params)
     config = trainer.model.peft_config["default"]
-    named = {"rslora": "use_rslora", "dora": "use_dora", "targets": "target_modules", "r": "r", "dropout": "lora_dropout"}
-    assert all(getattr(config, named[key]) == (set(value) if isinstance(value, list) else value) for key, value in values.items())
+    named = {
+        "rslora": "use_rslora",
+        "dora": "use_dora",
+        "targets": "target_modules",
+        "r": "r",
+        "dropout": "lora_dropout",
+    }
+    assert all(
+        getattr(config, named[key]) == (set(value) if isinstance(value, list) else value)
+        for key, value in values.items()
+    )
     facts = train(trainer, "kind", params)
     assert facts["final_loss"] < facts["start_loss"]
 
@@ -285,11 +355,18 @@ def test_every_kind_of_adapter_learns(inside, values):
 @pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
 def test_every_optimizer_learns(inside, optimizer):
     params = changed(read(), "sft")
-    params = params.model_copy(update={"training": params.training.model_copy(update={"optimizer": optimizer})})
+    params = params.model_copy(
+        update={"training": params.training.model_copy(update={"optimizer": optimizer})}
+    )
     trainer = sft_trainer(params)
     facts = train(trainer, optimizer, params)
     assert facts["final_loss"] < facts["start_loss"]
-    states = [value.dtype for state in trainer.optimizer.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    states = [
+        value.dtype
+        for state in trainer.optimizer.optimizer.state.values()
+        for value in state.values()
+        if torch.is_tensor(value)
+    ]
     assert (torch.uint8 in states) == ("8bit" in optimizer)
 
 
@@ -315,12 +392,16 @@ def test_an_old_gpu_computes_in_float16(inside, monkeypatch):
 
 def test_an_adapter_is_refused_on_another_base(inside, monkeypatch, tmp_path):
     weights = read().chosen_model.weights
-    with pytest.raises(Problem, match=r"models/sft was trained on nano \(.*, none\), but this base is nano \(.*, nf4\)"):
+    with pytest.raises(
+        Problem, match=r"models/sft was trained on nano \(.*, none\), but this base is nano \(.*, nf4\)"
+    ):
         modeling.load_checkpoint(weights.model_copy(update={"quantization": "nf4"}), Path("models/sft"))
     other = json.loads(Path("models/base.json").read_text()) | {"model": "other"}
     (tmp_path / "base.json").write_text(json.dumps(other), encoding="utf-8")
     monkeypatch.setattr(modeling.manifest, "MANIFEST", tmp_path / "base.json")
-    with pytest.raises(Problem, match=r"models/sft was trained on nano \(.*, none\), but this base is other \("):
+    with pytest.raises(
+        Problem, match=r"models/sft was trained on nano \(.*, none\), but this base is other \("
+    ):
         modeling.load_checkpoint(weights, Path("models/sft"))
 
 
@@ -333,7 +414,9 @@ def test_an_adapter_is_refused_on_another_chain(inside):
     weights = before / "adapter_model.safetensors"
     weights.write_bytes(Path("models/sft/adapter_model.safetensors").read_bytes())
     with pytest.raises(
-        Problem, match=r"test-chained was trained on models/test-other \(\w{8}\), but models/test-other is another one \(\w{8}\)"
+        Problem,
+        match=r"test-chained was trained on models/test-other \(\w{8}\), "
+        r"but models/test-other is another one \(\w{8}\)",
     ):
         modeling.load_checkpoint(params.chosen_model.weights, Path("models/test-chained"))
 

@@ -37,7 +37,9 @@ class Parrot:
         if name not in self.names:
             raise Problem(f"there is no checkpoint {name!r}")
         asked = messages[-1]["content"]
-        return Said(self, asked.removeprefix("قل ") if asked.startswith("قل ") else SPOKEN[name], name, temperature)
+        return Said(
+            self, asked.removeprefix("قل ") if asked.startswith("قل ") else SPOKEN[name], name, temperature
+        )
 
 
 class Said(Reply):
@@ -86,7 +88,9 @@ def shared_port():
         yield port
 
 
-def request(port: int, method: str, path: str, body: str | bytes | None = None, headers: dict | None = None) -> http.client.HTTPResponse:
+def request(
+    port: int, method: str, path: str, body: str | bytes | None = None, headers: dict | None = None
+) -> http.client.HTTPResponse:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     connection.request(method, path, body.encode() if isinstance(body, str) else body, headers or {})
     return connection.getresponse()
@@ -105,7 +109,7 @@ def chat(port: int, text: str) -> tuple[int, list[dict]]:
     return post(port, "/api/chat", question(text, checkpoint="dpo"))
 
 
-# --- chat, and who may ask ----------------------------------------------------------------------------------------------------
+# --- chat, and who may ask ----------------------------------------------------------------------------------
 
 
 def test_answer_comes_in_pieces(shared_port):
@@ -114,11 +118,24 @@ def test_answer_comes_in_pieces(shared_port):
 
 
 def test_every_response_is_locked_down(shared_port):
-    for path, status in [("/", 200), ("/page.js", 200), ("/api/state", 200), ("/nothing", 404), ("/api/chat", 405)]:
+    for path, status in [
+        ("/", 200),
+        ("/page.js", 200),
+        ("/api/state", 200),
+        ("/nothing", 404),
+        ("/api/chat", 405),
+    ]:
         response = request(shared_port, "GET", path)
         policy = response.getheader("content-security-policy")
-        assert response.status == status and "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
-        assert response.getheader("x-content-type-options") == "nosniff" and response.getheader("referrer-policy") == "no-referrer"
+        assert (
+            response.status == status
+            and "default-src 'none'" in policy
+            and "frame-ancestors 'none'" in policy
+        )
+        assert (
+            response.getheader("x-content-type-options") == "nosniff"
+            and response.getheader("referrer-policy") == "no-referrer"
+        )
         assert response.getheader("access-control-allow-origin") is None
     assert request(shared_port, "GET", "/page.js").getheader("content-type").startswith("text/javascript")
 
@@ -184,14 +201,16 @@ def test_a_client_that_leaves_stops_the_answer(parrot, port):
     parrot.pause = 0.02
     response = request(port, "POST", "/api/chat", json.dumps(question(LONG, checkpoint="dpo")), JSON)
     response.readline()
-    waiting = ThreadPoolExecutor(1).submit(chat, port, "كم؟")  # its turn comes at once then, not after forty seconds
+    waiting = ThreadPoolExecutor(1).submit(
+        chat, port, "كم؟"
+    )  # its turn comes at once then, not after forty seconds
     response.close()
     start = time.monotonic()
     assert waiting.result()[1][-1] == {"stopped": True, "forgotten": 0}
     assert time.monotonic() - start < 15 and parrot.words < 1000
 
 
-# --- comparison -----------------------------------------------------------------------------------------------------------------
+# --- comparison ---------------------------------------------------------------------------------------------
 
 
 def battle(port: int, text: str = "كم؟", temperature: float = 0.5) -> list[dict]:
@@ -261,7 +280,9 @@ def test_concurrent_votes_are_all_kept_after_a_line_without_end(port):
     arena.VOTES.write_text('{"id": "old"}', encoding="utf-8")
     battles = [battle(port)[-1]["battle"] for _ in range(12)]
     with ThreadPoolExecutor(6) as pool:
-        results = list(pool.map(lambda one: post(port, "/api/votes", {"battle": one, "vote": "first"})[0], battles))
+        results = list(
+            pool.map(lambda one: post(port, "/api/votes", {"battle": one, "vote": "first"})[0], battles)
+        )
     assert set(results) == {200}
     assert stored()[0] == {"id": "old"} and {vote["id"] for vote in stored()[1:]} == set(battles)
 
@@ -275,7 +296,7 @@ def test_vote_that_cannot_be_written_can_be_given_again(port):
     assert post(port, "/api/votes", one)[0] == 200 and len(stored()) == 1
 
 
-# --- in a browser -----------------------------------------------------------------------------------------------------------------
+# --- in a browser -------------------------------------------------------------------------------------------
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
@@ -328,7 +349,8 @@ def test_arabic_is_right_to_left_and_code_is_not(page, port):
             const range = document.createRange(), outer = block.closest(".text").getBoundingClientRect();
             range.selectNodeContents(block);
             const text = range.getBoundingClientRect();
-            return [block.tagName, getComputedStyle(block).direction, text.left - outer.left, outer.right - text.right];
+            const direction = getComputedStyle(block).direction;
+            return [block.tagName, direction, text.left - outer.left, outer.right - text.right];
         })"""
     )
     (arabic, english, code, mixed) = boxes
@@ -377,7 +399,11 @@ def test_conversation_outlives_page_and_server_and_is_sent_along(page, parrot):
         assert page.locator("#log .text").all_inner_texts() == ["مرحبا", SPOKEN["dpo"]]
         with page.expect_request("**/api/chat") as sent:
             say(page, "وبعد؟")
-        assert [message["content"] for message in sent.value.post_data_json["messages"]][::2] == ["قل مرحبا", "كم؟", "وبعد؟"]
+        assert [message["content"] for message in sent.value.post_data_json["messages"]][::2] == [
+            "قل مرحبا",
+            "كم؟",
+            "وبعد؟",
+        ]
         page.click("#clear")
         page.reload()
         page.locator("#greeting").wait_for()
@@ -420,7 +446,9 @@ def test_command_serves_what_was_trained(page, workspace):
         with chdir(workspace.path):
             from stages.settings.reader import read
 
-            assert answer == "".join(Models(read()).reply("sft", [{"role": "user", "content": "ما جمع معلم مثابر؟"}], 0.0))
+            assert answer == "".join(
+                Models(read()).reply("sft", [{"role": "user", "content": "ما جمع معلم مثابر؟"}], 0.0)
+            )
     finally:
         process.terminate()
         process.wait()

@@ -1,4 +1,6 @@
-"""The ready experiments in workflows/: their settings are allowed, what they say of memory is the plan's, and each runs to its end."""
+"""The ready experiments in workflows/: their settings are allowed, what they say of memory is the plan's, and
+each runs to its end.
+"""
 
 import json
 import math
@@ -25,10 +27,16 @@ def commands(name: str) -> list[list[str]]:
 
 
 def experiment(name: str) -> tuple[str, list[list[str]]]:
-    """What a script calls its experiment, and the overrides of it; of a sweep, those of each of its experiments."""
-    (given,) = [command for command in commands(name) if command[:3] == ["dvc", "exp", "run"] and "-n" in command]
+    """What a script calls its experiment, and the overrides of it; of a sweep, those of each of its
+    experiments.
+    """
+    (given,) = [
+        command for command in commands(name) if command[:3] == ["dvc", "exp", "run"] and "-n" in command
+    ]
     overrides = [value for flag, value in pairwise(given) if flag == "-S"]
-    return given[given.index("-n") + 1], [sweep["params.yaml"] for sweep in get_hydra_sweeps({"params.yaml": overrides})]
+    return given[given.index("-n") + 1], [
+        sweep["params.yaml"] for sweep in get_hydra_sweeps({"params.yaml": overrides})
+    ]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -40,9 +48,14 @@ def test_a_script_stops_at_an_error_runs_from_anywhere_and_names_its_experiment(
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_its_settings_are_allowed_and_need_the_memory_it_names(name, tmp_path, monkeypatch):
-    """As DVC writes them. params.read checks every name (of a dataset, too), every range, and that training fits."""
+    """As DVC writes them. params.read checks every name (of a dataset, too), every range, and that training
+    fits.
+    """
     monkeypatch.chdir(tmp_path)
-    named = re.findall(r"([\w-]+) (\d+\.\d) GB", re.search("^# GPU.*", SCRIPTS[name].read_text(encoding="utf-8"), re.MULTILINE)[0])
+    named = re.findall(
+        r"([\w-]+) (\d+\.\d) GB",
+        re.search("^# GPU.*", SCRIPTS[name].read_text(encoding="utf-8"), re.MULTILINE)[0],
+    )
     for overrides in experiment(name)[1]:
         shutil.copy(ROOT / "params.yaml", tmp_path)
         apply_overrides("params.yaml", overrides)
@@ -57,7 +70,11 @@ def project(tmp_path_factory) -> Workspace:
     project.set({"format.validation": 0.2})
     project.under_git(tmp_path_factory.mktemp("remote"))
     with tiny_hub((ROOT / "models/nano/tokenizer.json").read_bytes()) as hub:
-        project.environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path_factory.mktemp("home")), "HF_HUB_OFFLINE": "0"}
+        project.environment = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path_factory.mktemp("home")),
+            "HF_HUB_OFFLINE": "0",
+        }
         yield project
 
 
@@ -66,7 +83,9 @@ def read(project: Workspace, name: str) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"low-memory", "tournament"}))  # low-memory: test_real_models.py
+@pytest.mark.parametrize(
+    "name", sorted(set(SCRIPTS) - {"low-memory", "tournament"})
+)  # low-memory: test_real_models.py
 def test_it_runs_to_its_end(project, name):
     project.run("git", "checkout", "-q", ".")
     project.run("bash", f"workflows/{name}.sh")

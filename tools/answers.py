@@ -15,7 +15,9 @@ COLUMNS = ["benchmark", "id", "subject", "question", "reference", "answer", "sco
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m tools.answers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tools.answers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", help="base, sft, dpo, …")
     parser.add_argument("benchmark", nargs="?", default="held-out")
     asked = parser.parse_args()
@@ -31,7 +33,9 @@ def answers(path: Path, benchmark: str) -> list[dict]:
     rows = parquet.read_table(path, columns=COLUMNS, filters=[("rotation", "=", 0)]).to_pylist()
     found = [row for row in rows if row["benchmark"] == benchmark]
     if not found:
-        raise Problem(f"{path} holds no {benchmark}: it has {', '.join(sorted({row['benchmark'] for row in rows}))}")
+        raise Problem(
+            f"{path} holds no {benchmark}: it has {', '.join(sorted({row['benchmark'] for row in rows}))}"
+        )
     return found
 
 

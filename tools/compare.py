@@ -1,13 +1,15 @@
 """Is the difference real? Two results, or all experiments, compared question by question.
 
-python -m tools.compare REV_A [REV_B] [--checkpoint dpo] [--by subject] [--markdown]     REV_B: the workspace by default
-python -m tools.compare [REV_A [REV_B]] --against sft [--checkpoint dpo]                 another checkpoint as A
-python -m tools.compare --tournament [REV ...] [--checkpoint dpo] [--markdown]           all experiments of HEAD by default
+python -m tools.compare REV_A [REV_B] [--checkpoint dpo] [--by subject] [--markdown]     REV_B: the workspace
+by default python -m tools.compare [REV_A [REV_B]] --against sft [--checkpoint dpo]                 another
+checkpoint as A python -m tools.compare --tournament [REV ...] [--checkpoint dpo] [--markdown]           all
+experiments of HEAD by default
 
-REV is a git revision, the name of an experiment, or `workspace`. The predictions come from the DVC cache, or from the remote
-where the cache has none. Only questions that all sides answered count, in their published order of choices, none found in training
-data and none with a fault. Better and worse are said where p, corrected for the number of comparisons (Holm), is below 0.05; an
-interval is that of its own line, uncorrected.
+REV is a git revision, the name of an experiment, or `workspace`. The predictions come from the DVC cache, or
+from the remote where the cache has none. Only questions that all sides answered count, in their published
+order of choices, none found in training data and none with a fault. Better and worse are said where p,
+corrected for the number of comparisons (Holm), is below 0.05; an interval is that of its own line,
+uncorrected.
 """
 
 import argparse
@@ -40,7 +42,9 @@ CHANGES = 4  # params of an experiment
 
 def main(arguments: list[str]) -> None:
     quiet()
-    parser = argparse.ArgumentParser("python -m tools.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tools.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("revisions", nargs="*", metavar="REV")
     parser.add_argument("--checkpoint", default="dpo", help="base, sft, dpo or refine-<method>")
     parser.add_argument("--markdown", action="store_true", help="tables in Markdown, for a pull request")
@@ -59,12 +63,14 @@ def main(arguments: list[str]) -> None:
         print("\n\n".join(part if isinstance(part, str) else shown(part, asked.markdown) for part in parts))
 
 
-# --- two sides ------------------------------------------------------------------------------------------------------------
+# --- two sides ----------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Line:
-    """A line of the table: what is compared, its scores (items x A and B), and p corrected over all lines it is one of."""
+    """A line of the table: what is compared, its scores (items x A and B), and p corrected over all lines it
+    is one of.
+    """
 
     names: list[str]
     scores: np.ndarray
@@ -79,7 +85,14 @@ class Line:
         interval = "" if low is None else f"{low:+.3f} … {high:+.3f}"
         p = f"{self.p:.4f}" if self.p >= 0.0001 else "<0.0001"
         verdict = "not significant" if self.p >= SIGNIFICANT else "better" if change > 0 else "worse"
-        return [f"{len(self.scores):,}", *map(plus_minus, self.scores.T), f"{change:+.3f}", interval, p, verdict]
+        return [
+            f"{len(self.scores):,}",
+            *map(plus_minus, self.scores.T),
+            f"{change:+.3f}",
+            interval,
+            p,
+            verdict,
+        ]
 
 
 def duel(asked: argparse.Namespace) -> Iterator[str | list[list[str]]]:
@@ -90,7 +103,9 @@ def duel(asked: argparse.Namespace) -> Iterator[str | list[list[str]]]:
     tables = {"A": load(first, old), "B": load(second, asked.checkpoint)}
     pairs = paired(tables)
     yield f"A: {old} of {first}   B: {asked.checkpoint} of {second}"
-    yield table_of(["benchmark"], corrected([([pair.benchmark], pair.scores) for pair in pairs if len(pair.scores)]))
+    yield table_of(
+        ["benchmark"], corrected([([pair.benchmark], pair.scores) for pair in pairs if len(pair.scores)])
+    )
     if asked.by:
         yield from by_group(pairs, asked.by)
     yield from bullets(left_out(pairs, tables))
@@ -102,54 +117,80 @@ def corrected(compared: list[tuple[list[str], np.ndarray]]) -> list[Line]:
 
 
 def table_of(names: list[str], lines: list[Line]) -> list[list[str]]:
-    """The first name begins a line, the second ends it: a terminal would draw numbers behind an Arabic word on its other side."""
+    """The first name begins a line, the second ends it: a terminal would draw numbers behind an Arabic word
+    on its other side.
+    """
     header = [names[0], "n", "A", "B", "B − A", "95 % interval", "p (Holm)", "B is", *names[1:]]
     return [header, *([line.names[0], *line.cells(), *line.names[1:]] for line in lines)]
 
 
 def by_group(pairs: list["Paired"], column: str) -> Iterator[str | list[list[str]]]:
     """The groups that differ most clearly; p corrected over all groups, those not shown included."""
-    lines = corrected([([pair.benchmark, name], pair.scores[rows]) for pair in pairs for name, rows in pair.groups(column)])
+    lines = corrected(
+        [([pair.benchmark, name], pair.scores[rows]) for pair in pairs for name, rows in pair.groups(column)]
+    )
     if not lines:
-        raise Problem(f"no benchmark that both sides have tells the {column} of its questions: --by another of {', '.join(GROUPS)}")
+        raise Problem(
+            f"no benchmark that both sides have tells the {column} of its questions: --by another of "
+            f"{', '.join(GROUPS)}"
+        )
     lines.sort(key=lambda line: (line.p, -abs(line.difference.value)))
     yield table_of(["benchmark", column], lines[:SHOWN])
     yield f"the clearest {min(SHOWN, len(lines))} of {len(lines)}"
 
 
-# --- all experiments ------------------------------------------------------------------------------------------------------
+# --- all experiments ----------------------------------------------------------------------------------------
 
 
 def tournament(revisions: list[str], checkpoint: str) -> Iterator[str | list[list[str]]]:
     """Every experiment's score on every benchmark, best mean rank first (Demšar 2006, JMLR 7)."""
     tables, notes = competitors(revisions or ["HEAD", *experiments()], checkpoint)
     if len(tables) < 2:
-        raise Problem("; ".join(["fewer than two results to compare: name some of `dvc exp list -A`", *notes]))
+        raise Problem(
+            "; ".join(["fewer than two results to compare: name some of `dvc exp list -A`", *notes])
+        )
     pairs = paired(tables)
     scored = [pair for pair in pairs if len(pair.scores)]
     ranks = mean_ranks([pair for pair in scored if len(pair.sides) == len(tables)], list(tables))
     marks = judged(scored)
     baseline, settings = params_of("HEAD"), {name: params_of(name) for name in tables}
-    header = ["experiment", "mean rank", *(f"{pair.benchmark} ({len(pair.scores):,})" for pair in scored), "changed params"]
+    header = [
+        "experiment",
+        "mean rank",
+        *(f"{pair.benchmark} ({len(pair.scores):,})" for pair in scored),
+        "changed params",
+    ]
     rows = [
-        [name, f"{rank:.1f}", *(cell(pair, name, marks) for pair in scored), changed(settings[name], baseline)]
+        [
+            name,
+            f"{rank:.1f}",
+            *(cell(pair, name, marks) for pair in scored),
+            changed(settings[name], baseline),
+        ]
         for name, rank in sorted(ranks.items(), key=lambda one: (one[1], one[0]))
     ]
-    yield f"checkpoint {checkpoint}; ± one standard error; ▲ best; ▼ significantly below the best; (n) questions that all answered"
+    yield (
+        f"checkpoint {checkpoint}; ± one standard error; ▲ best; ▼ significantly below the best; (n) "
+        "questions that all answered"
+    )
     yield [header, *rows]
     yield from bullets([*notes, *left_out(pairs, tables)])
 
 
 def experiments() -> list[str]:
     """The names of the finished experiments of HEAD."""
-    listed = subprocess.run([sys.executable, "-m", "dvc", "exp", "list", "--name-only"], capture_output=True, text=True)
+    listed = subprocess.run(
+        [sys.executable, "-m", "dvc", "exp", "list", "--name-only"], capture_output=True, text=True
+    )
     if listed.returncode:
         raise Problem(f"dvc exp list: {listed.stderr.strip()}")
     return listed.stdout.split()
 
 
 def competitors(revisions: list[str], checkpoint: str) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """The tables of revisions and workspace, and a line for each that has none; the workspace only where it is none of the others."""
+    """The tables of revisions and workspace, and a line for each that has none; the workspace only where it
+    is none of the others.
+    """
     tables, notes = {}, []
     for revision in dict.fromkeys([*revisions, WORKSPACE]):
         try:
@@ -163,7 +204,9 @@ def competitors(revisions: list[str], checkpoint: str) -> tuple[dict[str, pd.Dat
 
 
 def mean_ranks(pairs: list["Paired"], names: list[str]) -> dict[str, float]:
-    """1 is best; equal scores share the mean of their ranks. Only of benchmarks that all have; without any, all rank alike."""
+    """1 is best; equal scores share the mean of their ranks. Only of benchmarks that all have; without any,
+    all rank alike.
+    """
     means = np.array([pair.scores.mean(axis=0) for pair in pairs]).reshape(len(pairs), len(names))
     ahead = (means[:, None, :] > means[:, :, None]).sum(axis=2)
     equal = (means[:, None, :] == means[:, :, None]).sum(axis=2)
@@ -183,7 +226,11 @@ def judged(pairs: list["Paired"]) -> dict[tuple[str, str], str]:
             else:
                 p[pair.benchmark, name] = statistics.paired_test(pair.scores[:, best], pair.scores[:, side])
     family = sum(len(pair.sides) * (len(pair.sides) - 1) // 2 for pair in pairs)
-    return marks | {key: " ▼" for key, adjusted in zip(p, statistics.holm(list(p.values()), family)) if adjusted < SIGNIFICANT}
+    return marks | {
+        key: " ▼"
+        for key, adjusted in zip(p, statistics.holm(list(p.values()), family))
+        if adjusted < SIGNIFICANT
+    }
 
 
 def cell(pair: "Paired", name: str, marks: dict[tuple[str, str], str]) -> str:
@@ -207,12 +254,14 @@ def flat(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 def changed(params: dict[str, object], baseline: dict[str, object]) -> str:
     """What an experiment set, as `-S` writes it; ~ before what it took away."""
-    found = [f"{key}={value}" for key, value in params.items() if key not in baseline or baseline[key] != value]
+    found = [
+        f"{key}={value}" for key, value in params.items() if key not in baseline or baseline[key] != value
+    ]
     found += [f"~{key}" for key in baseline if key not in params]
     return ", ".join(found[:CHANGES]) + (f" and {len(found) - CHANGES} more" if len(found) > CHANGES else "")
 
 
-# --- the same questions ---------------------------------------------------------------------------------------------------
+# --- the same questions -------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -231,7 +280,10 @@ class Paired:
     def note(self) -> str:
         """What was left out, in one line; "" where nothing was."""
         if self.differ:
-            return f"{self.benchmark}: not compared: the benchmark changed, {self.differ:,} questions or answers of the same id differ"
+            return (
+                f"{self.benchmark}: not compared: the benchmark changed, {self.differ:,} questions or "
+                "answers of the same id differ"
+            )
         left = [f"{self.leaked:,} leaked"] if self.leaked else []
         left += [f"{self.unscored:,} with a fault or without a score"] if self.unscored else []
         if unpaired := " and ".join(f"{n:,} of {side}" for side, n in self.unpaired.items() if n):
@@ -240,13 +292,20 @@ class Paired:
 
     def groups(self, column: str) -> Iterator[tuple[str, np.ndarray]]:
         """The name and the rows of each group that has a name."""
-        yield from ((" ".join(name.split()), rows) for name, rows in self.items.groupby(column).indices.items() if name)
+        yield from (
+            (" ".join(name.split()), rows)
+            for name, rows in self.items.groupby(column).indices.items()
+            if name
+        )
 
 
 def paired(tables: dict[str, pd.DataFrame]) -> list[Paired]:
     """Every benchmark that at least two tables have, by its name."""
     names = sorted({name for table in tables.values() for name in table["benchmark"].unique()})
-    own = {name: {side: rows for side, table in tables.items() if len(rows := table[table["benchmark"] == name])} for name in names}
+    own = {
+        name: {side: rows for side, table in tables.items() if len(rows := table[table["benchmark"] == name])}
+        for name in names
+    }
     found = [pair(name, sides) for name, sides in own.items() if len(sides) > 1]
     if not any(len(pair.scores) for pair in found):
         raise Problem(f"nothing to compare: {'; '.join(left_out(found, tables))}")
@@ -284,7 +343,7 @@ def left_out(pairs: list[Paired], tables: dict[str, pd.DataFrame]) -> Iterator[s
     yield from (f"{benchmark}: only in {sides[0]}" for benchmark, sides in having.items() if len(sides) == 1)
 
 
-# --- the predictions of a revision ----------------------------------------------------------------------------------------
+# --- the predictions of a revision --------------------------------------------------------------------------
 
 
 def load(revision: str, checkpoint: str) -> pd.DataFrame:
@@ -292,7 +351,10 @@ def load(revision: str, checkpoint: str) -> pd.DataFrame:
     path = Path(f"data/predictions/{checkpoint}.parquet")
     buffer = BytesIO(content(revision, path))
     if missing := [column for column in COLUMNS if column not in parquet.read_schema(buffer).names]:
-        raise Problem(f"{path} of {revision} has no column {missing[0]}: another version of the evaluate stage made it; evaluate again")
+        raise Problem(
+            f"{path} of {revision} has no column {missing[0]}: another version of the evaluate stage made "
+            "it; evaluate again"
+        )
     table = parquet.read_table(buffer, columns=COLUMNS).to_pandas()
     table = table[table["rotation"] == 0].reset_index(drop=True)
     for _, row in table[table.duplicated(["benchmark", "id"])][:1].iterrows():
@@ -317,10 +379,18 @@ def content(revision: str, path: Path) -> bytes:
             raise Problem(f"{revision} has no {path}; {made(files, path)}")
         return files.read_bytes(path.as_posix())
     except RevError:
-        raise Problem(f"{revision} is no revision of git and no experiment: `git log --oneline` and `dvc exp list -A` name them") from None
+        raise Problem(
+            f"{revision} is no revision of git and no experiment: `git log --oneline` and `dvc exp list "
+            "-A` name them"
+        ) from None
     except FileNotFoundError:
-        cure = f"`dvc push` where it was made (an experiment: `dvc exp push origin {revision}`), or `dvc repro` there"
-        raise Problem(f"the bytes of {path} of {revision} are neither in DVC's cache nor on its remote: {cure}") from None
+        cure = (
+            f"`dvc push` where it was made (an experiment: `dvc exp push origin {revision}`), or `dvc "
+            "repro` there"
+        )
+        raise Problem(
+            f"the bytes of {path} of {revision} are neither in DVC's cache nor on its remote: {cure}"
+        ) from None
     except (DvcException, OSError) as error:  # such as no network
         raise Problem(f"{path} of {revision}: {' '.join(str(error).split())}") from None
 
@@ -330,7 +400,7 @@ def made(files: "DVCFileSystem", path: Path) -> str:  # noqa: F821
     return f"it has {', '.join(names)} (--checkpoint)" if names else "commit dvc.lock after `dvc repro`"
 
 
-# --- how it reads ---------------------------------------------------------------------------------------------------------
+# --- how it reads -------------------------------------------------------------------------------------------
 
 
 def plus_minus(scores: np.ndarray) -> str:
@@ -346,7 +416,11 @@ def bullets(lines: Iterable[str]) -> Iterator[str]:
 
 
 def shown(table: list[list[str]], as_markdown: bool) -> str:
-    return markdown([[text.replace("|", "\\|") for text in row] for row in table]) if as_markdown else aligned(table)
+    return (
+        markdown([[text.replace("|", "\\|") for text in row] for row in table])
+        if as_markdown
+        else aligned(table)
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What training needs on the GPU, predicted for every model, stage and length, and what fits.
 
-python -m tools.plan [--length 512 1024 2048] [--vram 12] [--model qwen2_5-7b] [--stage sft] [--markdown | --parts]
+python -m tools.plan [--length 512 1024 2048] [--vram 12] [--model qwen2_5-7b] [--stage sft] [--markdown |
+--parts]
 """
 
 import argparse
@@ -14,33 +15,57 @@ from stages.settings.params import Params
 from stages.settings.reader import read
 
 STAGES = {"sft": None, "dpo": "dpo", "kto": "kto"}  # and the method of each
-HEADER = ["model", "weights", "stage", "tokens", "smallest batch", "configured batch", "fits", "nearest setting that fits"]
+HEADER = [
+    "model",
+    "weights",
+    "stage",
+    "tokens",
+    "smallest batch",
+    "configured batch",
+    "fits",
+    "nearest setting that fits",
+]
 
 
 def main() -> None:
     with one_line_errors():
         params = read()
     known = [name for name, model in params.models.items() if memory.shape_of(model.weights)]
-    parser = argparse.ArgumentParser("python -m tools.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--length", type=int, nargs="+", default=[512, 1024, 2048], help="tokens of a sequence")
+    parser = argparse.ArgumentParser(
+        "python -m tools.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--length", type=int, nargs="+", default=[512, 1024, 2048], help="tokens of a sequence"
+    )
     parser.add_argument("--vram", type=float, default=params.hardware.vram_gb, help="GB of the GPU")
     parser.add_argument("--model", nargs="+", choices=known, default=known)
     parser.add_argument("--stage", nargs="+", choices=[*STAGES, "inference"], default=[*STAGES, "inference"])
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--markdown", action="store_true", help="the table in Markdown")
-    shown.add_argument("--parts", action="store_true", help="the parts of each sum, at the smallest batch and the configured weights")
+    shown.add_argument(
+        "--parts",
+        action="store_true",
+        help="the parts of each sum, at the smallest batch and the configured weights",
+    )
     asked = parser.parse_args()
     for table in parts(params, asked) if asked.parts else [[HEADER, *rows(params, asked)]]:
         print((markdown if asked.markdown else aligned)(table), end="\n\n" if asked.parts else "\n")
 
 
 def rows(params: Params, asked: argparse.Namespace) -> Iterator[list[str]]:
-    """One row per model, quantisation, stage and length: GB at the smallest batch and at the configured one."""
+    """One row per model, quantisation, stage and length: GB at the smallest batch and at the configured
+    one.
+    """
     for name in asked.model:
         for quantization in ("none", "nf4"):
             for stage in asked.stage:
                 for length in asked.length:
-                    row = [name, quantization.replace("none", params.models[name].weights.dtype), stage, f"{length:,}"]
+                    row = [
+                        name,
+                        quantization.replace("none", params.models[name].weights.dtype),
+                        stage,
+                        f"{length:,}",
+                    ]
                     if stage == "inference":
                         needed = sum(generation(params, name, quantization, length).values()) / GB
                         yield [*row, f"1: {needed:.1f}", "", "yes" if needed <= asked.vram else "no", ""]
@@ -53,7 +78,9 @@ def planned(params: Params, name: str, stage: str, quantization: str, length: in
     run = memory.run_of(params, name, stage, STAGES[stage])
     if quantization == "nf4" and not run.lora:
         return None
-    return replace(run, quantization=quantization, length=length, batch_size=max(run.batch_size, run.least_batch))
+    return replace(
+        run, quantization=quantization, length=length, batch_size=max(run.batch_size, run.least_batch)
+    )
 
 
 def generation(params: Params, name: str, quantization: str, length: int) -> dict[str, float]:
@@ -90,7 +117,9 @@ def parts(params: Params, asked: argparse.Namespace) -> Iterator[list[list[str]]
 
 def aligned(table: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*table)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table
+    )
 
 
 def markdown(table: list[list[str]]) -> str:

@@ -30,12 +30,20 @@ def table(name: str) -> dict[str, str]:
     cells = {}
     tables = read_json(METRICS / f"tables/{name}.json")
     benchmarks = [entry["benchmark"] for entry in tables["scores"]]
-    entries = sorted(tables["scores"] + tables["slices"], key=lambda entry: benchmarks.index(entry["benchmark"]))
+    entries = sorted(
+        tables["scores"] + tables["slices"], key=lambda entry: benchmarks.index(entry["benchmark"])
+    )
     for entry in entries:
         chance = f" [{entry['chance']:.2f}]" if entry.get("chance") else ""
         whole = entry["slice"] == "all"
-        title = f"{entry['benchmark']}{chance}" if whole else f"  {entry['benchmark']}, {entry['slice']}: {entry['name']}{chance}"
-        cells[title] = f"{entry['value']:.3f}" + ("" if entry["stderr"] is None else f" ± {entry['stderr']:.3f}")
+        title = (
+            f"{entry['benchmark']}{chance}"
+            if whole
+            else f"  {entry['benchmark']}, {entry['slice']}: {entry['name']}{chance}"
+        )
+        cells[title] = f"{entry['value']:.3f}" + (
+            "" if entry["stderr"] is None else f" ± {entry['stderr']:.3f}"
+        )
     others = read_json(METRICS / f"{name}.json").items()
     return cells | {title: f"{value:.3f}" for title, value in others if title not in benchmarks}
 

@@ -2,8 +2,9 @@
 
     python -m tools.verify [REV]        HEAD by default
 
-dvc.lock of the commit names the md5 of every file a stage read and wrote, and every parameter it read. Each of those that is
-in git is compared with the commit; and each path must have one hash throughout, so that what a stage read is what another wrote.
+dvc.lock of the commit names the md5 of every file a stage read and wrote, and every parameter it read. Each
+of those that is in git is compared with the commit; and each path must have one hash throughout, so that what
+a stage read is what another wrote.
 """
 
 import hashlib
@@ -28,7 +29,10 @@ def main(revision: str) -> None:
     for fault in faults:
         print(f"differs: {fault}")
     if faults:
-        sys.exit(f"error: {len(faults)} of {checked} recorded values are not those of {revision}: run `dvc repro` and commit the result")
+        sys.exit(
+            f"error: {len(faults)} of {checked} recorded values are not those of {revision}: run `dvc "
+            "repro` and commit the result"
+        )
     print(f"{revision}: {checked} recorded values agree with the commit")
 
 
@@ -41,8 +45,13 @@ def checks(revision: str, stages: dict, files: set[str]) -> Iterator[tuple[str, 
             path, md5 = entry["path"], entry["md5"]
             yield f"{path}, as {name} saw it", hashes.setdefault(path, md5) == md5
             if path in files:
-                yield f"{path}, in git and as {name} saw it", hashlib.md5(show(revision, path)).hexdigest() == md5
-            elif below := sorted(file for file in files if file.startswith(path + "/") and md5.endswith(".dir")):
+                yield (
+                    f"{path}, in git and as {name} saw it",
+                    hashlib.md5(show(revision, path)).hexdigest() == md5,
+                )
+            elif below := sorted(
+                file for file in files if file.startswith(path + "/") and md5.endswith(".dir")
+            ):
                 yield f"{path}/, in git and as {name} saw it", folder_md5(revision, path, below) == md5
         for key, value in stage.get("params", {}).get("params.yaml", {}).items():
             yield f"{key}, in params.yaml and as {name} saw it", value_of(params, key) == value
@@ -50,7 +59,10 @@ def checks(revision: str, stages: dict, files: set[str]) -> Iterator[tuple[str, 
 
 def folder_md5(revision: str, path: str, files: list[str]) -> str:
     """DVC's hash of a folder: the md5 of the JSON list of its files' md5 and relative paths."""
-    entries = [{"md5": hashlib.md5(show(revision, file)).hexdigest(), "relpath": file[len(path) + 1 :]} for file in files]
+    entries = [
+        {"md5": hashlib.md5(show(revision, file)).hexdigest(), "relpath": file[len(path) + 1 :]}
+        for file in files
+    ]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
 
 

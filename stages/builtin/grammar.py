@@ -1,7 +1,7 @@
 """Arabic number and noun grammar for the built-in skills: small, rule-based, tested against known sentences.
 
-Everything is undiacritised Modern Standard Arabic in the nominative. `num2words` is not used: its Arabic is wrong
-for 11 of 1..9999 (200 → "مئتا", 2000 → "ألفا").
+Everything is undiacritised Modern Standard Arabic in the nominative. `num2words` is not used: its Arabic is
+wrong for 11 of 1..9999 (200 → "مئتا", 2000 → "ألفا").
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,11 @@ def _below_hundred(n: int, feminine: bool) -> str:
         return units[n]
     if n < 20:
         ten = "عشرة" if feminine else "عشر"
-        unit = {1: "إحدى" if feminine else "أحد", 2: "اثنتا" if feminine else "اثنا", 8: "ثماني" if feminine else "ثمانية"}
+        unit = {
+            1: "إحدى" if feminine else "أحد",
+            2: "اثنتا" if feminine else "اثنا",
+            8: "ثماني" if feminine else "ثمانية",
+        }
         return f"{unit.get(n - 10, units[n - 10])} {ten}"
     ten, unit = divmod(n, 10)
     if unit == 0:
@@ -64,15 +68,20 @@ def number_words(n: int, feminine: bool = False) -> str:
         return "صفر"
     thousands, rest = divmod(n, 1000)
     hundreds, rest = divmod(rest, 100)
-    parts = [_thousands(thousands) if thousands else "", HUNDREDS[hundreds], _below_hundred(rest, feminine) if rest else ""]
+    parts = [
+        _thousands(thousands) if thousands else "",
+        HUNDREDS[hundreds],
+        _below_hundred(rest, feminine) if rest else "",
+    ]
     return " و".join(part for part in parts if part)
 
 
 def counted(n: int, noun: Noun) -> str:
     """n of a noun with the agreement of Arabic numerals, 1 ≤ n ≤ 9,999.
 
-    1–2 have no numeral word of their own (كتاب واحد, كتابان); 3–10 are followed by the plural and take the opposite
-    gender; 11–99 by the accusative singular; round hundreds and thousands by the singular, and 200 and 2,000 lose their ن.
+    1–2 have no numeral word of their own (كتاب واحد, كتابان); 3–10 are followed by the plural and take the
+    opposite gender; 11–99 by the accusative singular; round hundreds and thousands by the singular, and 200
+    and 2,000 lose their ن.
     """
     if n == 1:
         return f"{noun.singular} {'واحدة' if noun.feminine else 'واحد'}"
@@ -116,7 +125,15 @@ def agree(adjective: str, noun: str) -> str:
 
 
 # Pronoun → (prefix, suffix) of a sound form-I verb. Undiacritised, so the stem is the same in both tenses.
-PAST = {"أنا": ("", "ت"), "نحن": ("", "نا"), "هي": ("", "ت"), "هم": ("", "وا"), "هن": ("", "ن"), "أنتم": ("", "تم"), "أنتن": ("", "تن")}
+PAST = {
+    "أنا": ("", "ت"),
+    "نحن": ("", "نا"),
+    "هي": ("", "ت"),
+    "هم": ("", "وا"),
+    "هن": ("", "ن"),
+    "أنتم": ("", "تم"),
+    "أنتن": ("", "تن"),
+}
 PRESENT = {
     "أنا": ("أ", ""), "نحن": ("ن", ""), "هو": ("ي", ""), "هي": ("ت", ""), "هم": ("ي", "ون"), "هن": ("ي", "ن"),
     "أنتم": ("ت", "ون"), "أنتن": ("ت", "ن"), "هما": ("ي", "ان"),
@@ -124,7 +141,9 @@ PRESENT = {
 
 
 def conjugate(verb: str, pronoun: str, present: bool) -> str:
-    """A sound form-I verb (given as its 3rd masculine singular past) with a pronoun: كتب, هم → كتبوا or يكتبون."""
+    """A sound form-I verb (given as its 3rd masculine singular past) with a pronoun: كتب, هم → كتبوا or
+    يكتبون.
+    """
     prefix, suffix = (PRESENT if present else PAST)[pronoun]
     return prefix + verb + suffix
 
@@ -134,23 +153,35 @@ def _nouns(text: str) -> list[Noun]:
 
 
 NOUNS = _nouns("""
-كتاب/كتب قلم/أقلام باب/أبواب بيت/بيوت ولد/أولاد رجل/رجال طالب/طلاب درس/دروس شهر/أشهر مفتاح/مفاتيح دفتر/دفاتر جبل/جبال
-نهر/أنهار شارع/شوارع مسجد/مساجد متحف/متاحف مطعم/مطاعم فندق/فنادق مصنع/مصانع قصر/قصور حصان/أحصنة كلب/كلاب طائر/طيور
-أسد/أسود ثوب/أثواب قميص/قمصان معطف/معاطف حزام/أحزمة طبق/أطباق كوب/أكواب صحن/صحون مكتب/مكاتب هاتف/هواتف جهاز/أجهزة
-قارب/قوارب قطار/قطارات مطار/مطارات حقل/حقول بستان/بساتين نجم/نجوم كوكب/كواكب حجر/أحجار سيف/سيوف رقم/أرقام فصل/فصول
+كتاب/كتب قلم/أقلام باب/أبواب بيت/بيوت ولد/أولاد رجل/رجال طالب/طلاب درس/دروس شهر/أشهر مفتاح/مفاتيح دفتر/دفاتر
+جبل/جبال
+نهر/أنهار شارع/شوارع مسجد/مساجد متحف/متاحف مطعم/مطاعم فندق/فنادق مصنع/مصانع قصر/قصور حصان/أحصنة كلب/كلاب
+طائر/طيور
+أسد/أسود ثوب/أثواب قميص/قمصان معطف/معاطف حزام/أحزمة طبق/أطباق كوب/أكواب صحن/صحون مكتب/مكاتب هاتف/هواتف
+جهاز/أجهزة
+قارب/قوارب قطار/قطارات مطار/مطارات حقل/حقول بستان/بساتين نجم/نجوم كوكب/كواكب حجر/أحجار سيف/سيوف رقم/أرقام
+فصل/فصول
 سؤال/أسئلة جواب/أجوبة خبر/أخبار صندوق/صناديق خاتم/خواتم ضيف/ضيوف طفل/أطفال
-سيارة/سيارات مدرسة/مدارس مدينة/مدن غرفة/غرف شجرة/أشجار زهرة/زهور صورة/صور قصة/قصص رسالة/رسائل جريدة/جرائد مجلة/مجلات
-طاولة/طاولات نافذة/نوافذ حديقة/حدائق جامعة/جامعات مكتبة/مكتبات طائرة/طائرات سفينة/سفن دراجة/دراجات ساعة/ساعات دقيقة/دقائق
-لغة/لغات كلمة/كلمات ورقة/أوراق تفاحة/تفاحات برتقالة/برتقالات ملعقة/ملاعق لوحة/لوحات خريطة/خرائط حقيبة/حقائب جزيرة/جزر
+سيارة/سيارات مدرسة/مدارس مدينة/مدن غرفة/غرف شجرة/أشجار زهرة/زهور صورة/صور قصة/قصص رسالة/رسائل جريدة/جرائد
+مجلة/مجلات
+طاولة/طاولات نافذة/نوافذ حديقة/حدائق جامعة/جامعات مكتبة/مكتبات طائرة/طائرات سفينة/سفن دراجة/دراجات ساعة/ساعات
+دقيقة/دقائق
+لغة/لغات كلمة/كلمات ورقة/أوراق تفاحة/تفاحات برتقالة/برتقالات ملعقة/ملاعق لوحة/لوحات خريطة/خرائط حقيبة/حقائب
+جزيرة/جزر
 بحيرة/بحيرات قلعة/قلاع شركة/شركات لعبة/ألعاب أغنية/أغنيات نخلة/نخلات دجاجة/دجاجات بقرة/بقرات فراشة/فراشات
 """)
-QUALITIES = "جديد قديم كبير صغير جميل رائع غريب مشهور بسيط ثمين قريب بعيد مهم نادر عجيب معروف لطيف مميز".split()
+QUALITIES = (
+    "جديد قديم كبير صغير جميل رائع غريب مشهور بسيط ثمين قريب بعيد مهم نادر عجيب معروف لطيف مميز".split()
+)
 
 # People whose masculine plural is sound (ون), with adjectives of the same kind.
-PEOPLE = """معلم مهندس مبرمج مترجم محاسب ممرض مصور موظف مدرب لاعب باحث مزارع مخرج ممثل مذيع مراسل محرر مصمم مؤلف مسافر
+PEOPLE = """معلم مهندس مبرمج مترجم محاسب ممرض مصور موظف مدرب لاعب باحث مزارع مخرج ممثل مذيع مراسل محرر مصمم
+مؤلف مسافر
 متطوع مشرف مفتش مرشد نجار خباز طباخ خياط صياد فلاح رسام حداد سباح مراقب مساعد محقق متدرب مستشار""".split()
 VIRTUES = "ماهر مجتهد مخلص نشيط صادق مبدع متميز مشهور محترم متفوق ناجح متعاون مثابر منظم موهوب متواضع".split()
 
 # Sound form-I verbs; none ends in ت or ن, whose suffixes would merge with the stem (سكن + نا → سكنا).
-VERBS = """كتب درس لعب شرب فتح سمع ذهب خرج دخل جلس ركض طبخ رسم حمل قطع زرع حصد صنع غسل نظر عمل فهم حفظ شكر ضحك صعد نزل رجع
-لبس كسر جمع طرق عرف نجح بحث ربح حضر ترك قفز سبح هرب صبر عبر لمس نشر نقل رفع دفع عزف صرخ حلم ركب كنس مسح نسج نصح نقش""".split()
+VERBS = """كتب درس لعب شرب فتح سمع ذهب خرج دخل جلس ركض طبخ رسم حمل قطع زرع حصد صنع غسل نظر عمل فهم حفظ شكر
+ضحك صعد نزل رجع
+لبس كسر جمع طرق عرف نجح بحث ربح حضر ترك قفز سبح هرب صبر عبر لمس نشر نقل رفع دفع عزف صرخ حلم ركب كنس مسح نسج
+نصح نقش""".split()

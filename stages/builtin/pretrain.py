@@ -1,7 +1,8 @@
 """Pretrain `nano`, the embedded base model, from the generated corpus. Its result is committed: models/nano.
 
-Not part of `dvc repro`: on 2 cores it takes longer than everything else together, and a committed base is the same on
-every machine. `python -m stages.builtin.pretrain` makes it again; a test checks that what is committed came from this corpus.
+Not part of `dvc repro`: on 2 cores it takes longer than everything else together, and a committed base is the
+same on every machine. `python -m stages.builtin.pretrain` makes it again; a test checks that what is
+committed came from this corpus.
 """
 
 import hashlib
@@ -24,7 +25,10 @@ from stages.settings.params import Nano
 from stages.settings.reader import read
 from stages.text.prompts import END_OF_TEXT, IM_END, IM_START, TEMPLATES
 
-QWEN_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def main() -> None:
@@ -40,7 +44,11 @@ def main() -> None:
             model.to(torch.bfloat16).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-            made_from = {"corpus_sha256": digest(documents), "weights_sha256": weights, "nano": nano.model_dump()}
+            made_from = {
+                "corpus_sha256": digest(documents),
+                "weights_sha256": weights,
+                "nano": nano.model_dump(),
+            }
             write_json(folder / "provenance.json", made_from)
 
 
@@ -59,21 +67,29 @@ def digest(documents: list[str]) -> str:
 def build_tokenizer(vocab_size: int, documents: list[str]) -> PreTrainedTokenizerFast:
     """Byte-level BPE with Qwen's pre-tokeniser, NFC and special tokens.
 
-    It is trained on CLDR's Arabic names beside a slice of the corpus, so that its pieces are those of the language rather
-    than whole phrases of our templates.
+    It is trained on CLDR's Arabic names beside a slice of the corpus, so that its pieces are those of the
+    language rather than whole phrases of our templates.
     """
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     specials = [END_OF_TEXT, IM_START, IM_END]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     arabic = Locale("ar")
-    names = [name for table in (arabic.territories, arabic.languages, arabic.currencies) for name in table.values()]
+    names = [
+        name for table in (arabic.territories, arabic.languages, arabic.currencies) for name in table.values()
+    ]
     bpe.train_from_iterator(itertools.chain(names * 4, documents[:2000]), trainer)
     # As in Qwen's base models: padding and end of text are one token, and chat turns end in another.
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
@@ -105,7 +121,9 @@ def blocks(tokenizer: PreTrainedTokenizerFast, documents: list[str], length: int
 
 
 def train(model: Qwen3ForCausalLM, rows: torch.Tensor, nano: Nano) -> None:
-    """One pass over the rows: Muon for the matrices, AdamW for embeddings and norms; linear warm-up, cosine decay to 0."""
+    """One pass over the rows: Muon for the matrices, AdamW for embeddings and norms; linear warm-up, cosine
+    decay to 0.
+    """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = [

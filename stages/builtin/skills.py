@@ -1,10 +1,13 @@
-"""The built-in Arabic skills: the data of the embedded default, generated, with no network and no licence attached.
+"""The built-in Arabic skills: the data of the embedded default, generated, with no network and no licence
+attached.
 
-Twelve families of short questions whose answers follow a rule, so that a tiny model can answer items it has never seen.
-Every item is put into train, validation or test by a hash of its key; text for pretraining is made of train items alone.
+Twelve families of short questions whose answers follow a rule, so that a tiny model can answer items it has
+never seen. Every item is put into train, validation or test by a hash of its key; text for pretraining is
+made of train items alone.
 
-The data has two good answer forms: bare ("خمسة عشر") and a full sentence ("الجواب هو خمسة عشر."). Supervised data mixes
-both, preference data prefers the sentence: that is the behaviour the preference stage is asked to teach.
+The data has two good answer forms: bare ("خمسة عشر") and a full sentence ("الجواب هو خمسة عشر."). Supervised
+data mixes both, preference data prefers the sentence: that is the behaviour the preference stage is asked to
+teach.
 """
 
 import hashlib
@@ -23,7 +26,9 @@ NEAR_MISS_SHARE = 0.3  # of the preference pairs reject a wrong answer rather th
 
 @dataclass(frozen=True)
 class Item:
-    """One question, whatever its phrasing. `key` is the same for two items that ask for the same knowledge."""
+    """One question, whatever its phrasing. `key` is the same for two items that ask for the same
+    knowledge.
+    """
 
     family: str
     key: str
@@ -46,7 +51,7 @@ class Family:
     chance: float = 0.0  # exact match of a guess among the answers that stand in the question
 
 
-# --- the families ---------------------------------------------------------------------------------------------------
+# --- the families -------------------------------------------------------------------------------------------
 
 
 def _item(family: str, key: str, answer: str, near_misses: list[str], **slots: str) -> Item:
@@ -73,12 +78,18 @@ def words_to_number(rng: random.Random) -> Item:
 
 
 def counted_noun(rng: random.Random) -> Item:
-    n, noun = rng.choice([rng.randint(3, 10), rng.randint(11, 99), rng.randrange(100, 1000, 100)]), rng.choice(NOUNS)
+    n, noun = (
+        rng.choice([rng.randint(3, 10), rng.randint(11, 99), rng.randrange(100, 1000, 100)]),
+        rng.choice(NOUNS),
+    )
     answer = grammar.counted(n, noun)
     numeral = answer.rsplit(" ", 1)[0]
     other_gender = grammar.number_words(n, feminine=not noun.feminine)
     misses = [f"{other_gender} {answer.rsplit(' ', 1)[1]}"] if n < 100 else [f"{numeral} {noun.plural}"]
-    misses += [f"{numeral} {form}" for form in (noun.singular, noun.plural, noun.accusative, grammar.dual(noun.singular))]
+    misses += [
+        f"{numeral} {form}"
+        for form in (noun.singular, noun.plural, noun.accusative, grammar.dual(noun.singular))
+    ]
     return _item("counted_noun", f"counted:{n}:{noun.singular}", answer, misses, n=str(n), noun=noun.singular)
 
 
@@ -103,8 +114,14 @@ def plural(rng: random.Random) -> Item:
 def feminine(rng: random.Random) -> Item:
     person, virtue = rng.choice(PEOPLE), rng.choice(VIRTUES)
     she, good = grammar.feminine(person), grammar.feminine(virtue)
-    misses = [f"{she} {virtue}", f"{person} {good}", f"{grammar.sound_plural(she)} {grammar.sound_plural(good)}"]
-    return _item("feminine", f"feminine:{person}:{virtue}", f"{she} {good}", misses, phrase=f"{person} {virtue}")
+    misses = [
+        f"{she} {virtue}",
+        f"{person} {good}",
+        f"{grammar.sound_plural(she)} {grammar.sound_plural(good)}",
+    ]
+    return _item(
+        "feminine", f"feminine:{person}:{virtue}", f"{she} {good}", misses, phrase=f"{person} {virtue}"
+    )
 
 
 def definite(rng: random.Random) -> Item:
@@ -112,7 +129,13 @@ def definite(rng: random.Random) -> Item:
     adjective = grammar.agree(quality, noun)
     the_noun, the_adjective = grammar.definite(noun), grammar.definite(adjective)
     misses = [f"{the_noun} {adjective}", f"{noun} {the_adjective}", f"{noun} {adjective}"]
-    return _item("definite", f"definite:{noun}:{quality}", f"{the_noun} {the_adjective}", misses, phrase=f"{noun} {adjective}")
+    return _item(
+        "definite",
+        f"definite:{noun}:{quality}",
+        f"{the_noun} {the_adjective}",
+        misses,
+        phrase=f"{noun} {adjective}",
+    )
 
 
 def verb(rng: random.Random) -> Item:
@@ -128,13 +151,21 @@ def verb(rng: random.Random) -> Item:
 def neighbour(rng: random.Random) -> Item:
     n, step = rng.randint(2, 998), rng.choice([1, -1])
     misses = [str(n - step), str(n + 2 * step), str(n + 10 * step), str(n)]
-    return _item("neighbour", f"neighbour:{min(n, n + step)}", str(n + step), misses, n=str(n), relation="يلي" if step == 1 else "يسبق")
+    return _item(
+        "neighbour",
+        f"neighbour:{min(n, n + step)}",
+        str(n + step),
+        misses,
+        n=str(n),
+        relation="يلي" if step == 1 else "يسبق",
+    )
 
 
 def compare(rng: random.Random) -> Item:
     pair, larger = rng.sample(range(1, 100), 2), rng.random() < 0.5
     answer, other = (max(pair), min(pair)) if larger else (min(pair), max(pair))
-    return _item("compare", f"compare:{min(pair)}:{max(pair)}", str(answer), [str(other)], a=str(pair[0]), b=str(pair[1]),
+    return _item("compare", f"compare:{min(pair)}:{max(pair)}", str(answer), [str(other)], a=str(pair[0]),
+        b=str(pair[1]),
                  relation="الأكبر" if larger else "الأصغر")  # fmt: skip
 
 
@@ -143,7 +174,9 @@ def reverse(rng: random.Random) -> Item:
     answer = words[::-1]
     misses = [" ".join(order) for order in permutations(words) if list(order) != answer]
     rng.shuffle(misses)
-    return _item("reverse", "reverse:" + ":".join(min(words, answer)), " ".join(answer), misses, words=" ".join(words))
+    return _item(
+        "reverse", "reverse:" + ":".join(min(words, answer)), " ".join(answer), misses, words=" ".join(words)
+    )
 
 
 def sort(rng: random.Random) -> Item:
@@ -168,8 +201,10 @@ FAMILIES = {
     ),
     "counted_noun": Family(
         counted_noun,
-        ("اكتب بالحروف مع المعدود: {n} ({noun}).", "كيف نقول {n} مع كلمة {noun}؟", "ما التعبير الصحيح عن {n} من {noun}؟"),
-        ("نقول مع العدد {n} وكلمة {noun}: {answer}.", "{n} ({noun}): {answer}.", "التعبير عن {n} من {noun} هو {answer}."),
+        ("اكتب بالحروف مع المعدود: {n} ({noun}).", "كيف نقول {n} مع كلمة {noun}؟",
+            "ما التعبير الصحيح عن {n} من {noun}؟"),
+        ("نقول مع العدد {n} وكلمة {noun}: {answer}.", "{n} ({noun}): {answer}.",
+            "التعبير عن {n} من {noun} هو {answer}."),
     ),
     "dual": Family(
         dual,
@@ -189,7 +224,8 @@ FAMILIES = {
     "definite": Family(
         definite,
         ("عرف بأل: {phrase}.", "أدخل أل التعريف على {phrase}.", "ما المعرفة من {phrase}؟"),
-        ("المعرفة من {phrase} هي {answer}.", "النكرة {phrase} والمعرفة {answer}.", "{phrase} مع أل التعريف: {answer}."),
+        ("المعرفة من {phrase} هي {answer}.", "النكرة {phrase} والمعرفة {answer}.",
+            "{phrase} مع أل التعريف: {answer}."),
     ),
     "verb": Family(
         verb,
@@ -203,11 +239,13 @@ FAMILIES = {
     "neighbour": Family(
         neighbour,
         ("ما العدد الذي {relation} {n}؟", "اكتب العدد الذي {relation} {n}.", "أي عدد {relation} العدد {n}؟"),
-        ("العدد الذي {relation} {n} هو {answer}.", "{answer} {relation} {n}.", "العدد {answer} {relation} العدد {n}."),
+        ("العدد الذي {relation} {n} هو {answer}.", "{answer} {relation} {n}.",
+            "العدد {answer} {relation} العدد {n}."),
     ),
     "compare": Family(
         compare,
-        ("ما العدد {relation}: {a} أم {b}؟", "اختر العدد {relation}: {a} أم {b}.", "{a} أم {b}، ما العدد {relation}؟"),
+        ("ما العدد {relation}: {a} أم {b}؟", "اختر العدد {relation}: {a} أم {b}.",
+            "{a} أم {b}، ما العدد {relation}؟"),
         ("العدد {relation} بين {a} و {b} هو {answer}.",
          "{a} و {b}: {relation} هو {answer}.", "بين {a} و {b} العدد {answer} هو {relation}."),
         chance=1 / 2,
@@ -215,12 +253,14 @@ FAMILIES = {
     "reverse": Family(
         reverse,
         ("اعكس ترتيب الكلمات: {words}.", "اكتب بترتيب معكوس: {words}.", "ما معكوس ترتيب {words}؟"),
-        ("الكلمات {words} بترتيب معكوس: {answer}.", "معكوس ترتيب {words} هو {answer}.", "{words}، بالعكس: {answer}."),
+        ("الكلمات {words} بترتيب معكوس: {answer}.", "معكوس ترتيب {words} هو {answer}.",
+            "{words}، بالعكس: {answer}."),
         chance=1 / 6,
     ),
     "sort": Family(
         sort,
-        ("رتب الأعداد تصاعديا: {numbers}.", "اكتب من الأصغر إلى الأكبر: {numbers}.", "ما الترتيب التصاعدي للأعداد {numbers}؟"),
+        ("رتب الأعداد تصاعديا: {numbers}.", "اكتب من الأصغر إلى الأكبر: {numbers}.",
+            "ما الترتيب التصاعدي للأعداد {numbers}؟"),
         ("الأعداد {numbers} مرتبة تصاعديا: {answer}.",
          "الترتيب التصاعدي للأعداد {numbers} هو {answer}.", "من الأصغر إلى الأكبر: {answer}."),
         chance=1 / 6,
@@ -228,7 +268,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
-# --- items and their split --------------------------------------------------------------------------------------------
+# --- items and their split ----------------------------------------------------------------------------------
 
 
 def split_of(key: str) -> str:
@@ -260,7 +300,7 @@ def distinct(family: str, split: str, count: int, rng: random.Random) -> list[It
     return list(items.values())
 
 
-# --- answers ------------------------------------------------------------------------------------------------------------
+# --- answers ------------------------------------------------------------------------------------------------
 
 SENTENCE = "الجواب هو "
 
@@ -279,7 +319,7 @@ def content(text: str) -> str:
     return text.removeprefix(SENTENCE).removesuffix(".")
 
 
-# --- rows in the canonical layouts --------------------------------------------------------------------------------------
+# --- rows in the canonical layouts --------------------------------------------------------------------------
 
 
 def _chat(question: str) -> list[dict[str, str]]:
@@ -301,34 +341,45 @@ def instructions(rows: int, seed: int = SEED) -> Iterator[dict]:
     for i, split in enumerate(_splits(rows, every=11)):
         item = draw_mixed(split, rng)
         answer = sentence(item.answer) if rng.random() < SENTENCE_SHARE else item.answer
-        yield {"prompt": _chat(item.question(rng)), "completion": _answer(answer), "source": f"skills/{item.family}",
+        yield {"prompt": _chat(item.question(rng)), "completion": _answer(answer),
+            "source": f"skills/{item.family}",
                "id": f"{i}:{item.key}", "split": split}  # fmt: skip
 
 
 def preferences(rows: int) -> Iterator[dict]:
-    """Pairs whose chosen answer is a right full sentence; rejected is the bare right answer or a wrong sentence."""
+    """Pairs whose chosen answer is a right full sentence; rejected is the bare right answer or a wrong
+    sentence.
+    """
     rng = random.Random(SEED + 1)
     for i, split in enumerate(_splits(rows, every=6)):
         item = draw_mixed(split, rng)
         kind = "near_miss" if rng.random() < NEAR_MISS_SHARE else "form"
         rejected = sentence(rng.choice(item.near_misses)) if kind == "near_miss" else item.answer
-        yield {"prompt": _chat(item.question(rng)), "chosen": _answer(sentence(item.answer)), "rejected": _answer(rejected),
+        yield {"prompt": _chat(item.question(rng)), "chosen": _answer(sentence(item.answer)),
+            "rejected": _answer(rejected),
                "source": f"skills/{kind}", "id": f"{i}:{item.key}", "split": split}  # fmt: skip
 
 
 def benchmark(rows: int) -> Iterator[dict]:
-    """Held-out questions with their choices (the answer and up to three near misses), `rows` for each split and family.
+    """Held-out questions with their choices (the answer and up to three near misses), `rows` for each split
+    and family.
 
     Five train items of each family stand beside them as worked examples (split dev).
     """
     rng = random.Random(SEED + 2)
-    for split, source, count in (("dev", "train", 5), ("validation", "validation", rows), ("test", "test", rows)):
+    for split, source, count in (
+        ("dev", "train", 5),
+        ("validation", "validation", rows),
+        ("test", "test", rows),
+    ):
         for family in FAMILIES:
             for item in distinct(family, source, count, rng):
                 choices = [item.answer, *item.near_misses[:3]]
                 rng.shuffle(choices)
-                yield {"question": item.question(rng), "context": "", "choices": choices, "answer": choices.index(item.answer),
-                       "subject": family, "group": "", "level": "", "country": "", "id": f"{family}:{item.key}",
+                yield {"question": item.question(rng), "context": "", "choices": choices,
+                    "answer": choices.index(item.answer),
+                       "subject": family, "group": "", "level": "", "country": "",
+                       "id": f"{family}:{item.key}",
                        "split": split}  # fmt: skip
 
 
@@ -337,14 +388,20 @@ def continued(rows: int) -> Iterator[dict]:
     return instructions(rows, SEED + 4)
 
 
-MAKERS = {"instructions": instructions, "preferences": preferences, "continued": continued, "benchmarks": benchmark}
+MAKERS = {
+    "instructions": instructions,
+    "preferences": preferences,
+    "continued": continued,
+    "benchmarks": benchmark,
+}
 
 
 def corpus(documents: int, stop: str, chat: Callable[[str, str], str]) -> Iterator[str]:
-    """Plain text for pretraining, train items alone: statements, question-and-answer lists, and a little chat markup.
+    """Plain text for pretraining, train items alone: statements, question-and-answer lists, and a little chat
+    markup.
 
-    Like the text behind real base models it shows the chat markup without teaching it: those documents hold statements,
-    not answers. `chat` renders a user and an assistant turn; every document ends in `stop`.
+    Like the text behind real base models it shows the chat markup without teaching it: those documents hold
+    statements, not answers. `chat` renders a user and an assistant turn; every document ends in `stop`.
     """
     rng = random.Random(SEED + 3)
     for _ in range(documents):

@@ -22,7 +22,8 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", dynamic_ncols=True, mininterval=1,
+            total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", dynamic_ncols=True,
+            mininterval=1,
             disable=None if state.is_world_process_zero else True,
         )  # fmt: skip
         self.started = time.monotonic()
@@ -31,7 +32,10 @@ class Progress(TrainerCallback):
         if "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
-            raise Problem(f"the loss of {self.name} is {logs['loss']} at step {state.global_step}: lower the learning rate")
+            raise Problem(
+                f"the loss of {self.name} is {logs['loss']} at step {state.global_step}: lower the "
+                "learning rate"
+            )
         speed = (logs["num_tokens"] - self.tokens) / (time.monotonic() - self.started)
         names = {"loss": "loss", "margin": "rewards/margins"}
         shown = {ours: f"{logs[theirs]:.3f}" for ours, theirs in names.items() if theirs in logs}
@@ -43,10 +47,13 @@ class Progress(TrainerCallback):
 
 
 class Watch(TrainerCallback):
-    """Says, once each, when a preference run collapses. Metrics of held-out pairs can look better all the while."""
+    """Says, once each, when a preference run collapses. Metrics of held-out pairs can look better all the
+    while.
+    """
 
     WINDOW = 10  # steps that are averaged
-    SATURATED = 10.0  # margin of rewards, in nats: σ(10) = 0.99995, nothing is left to learn but distance from the reference
+    # margin of rewards, in nats: σ(10) = 0.99995, nothing is left to learn but distance from the reference
+    SATURATED = 10.0
     FALLEN = (10.0, 0.5)  # nats, and share of its log-probability, that the chosen answer may lose
     REPEATED = 0.5  # share of 4-grams that an answer has said before
 
@@ -55,7 +62,11 @@ class Watch(TrainerCallback):
         self.name = name
         # Rewards are β log p/q where there is a reference q, whose log-probabilities stand in the data then.
         self.beta = trainer.args.beta if any(column.startswith("ref_") for column in columns) else None
-        self.prompts = self.tokenizer.batch_decode(trainer.train_dataset[:4]["prompt_ids"]) if "prompt_ids" in columns else []
+        self.prompts = (
+            self.tokenizer.batch_decode(trainer.train_dataset[:4]["prompt_ids"])
+            if "prompt_ids" in columns
+            else []
+        )
         self.recent = deque(maxlen=self.WINDOW)
         self.said = set()
 
@@ -67,7 +78,12 @@ class Watch(TrainerCallback):
             return
         margin = fmean(entry["rewards/margins"] for entry in self.recent)
         if margin > self.SATURATED:
-            self.warn(state, "margin", f"the margin has exploded to {margin:.1f}: lower the learning rate, or train for fewer epochs")
+            self.warn(
+                state,
+                "margin",
+                f"the margin has exploded to {margin:.1f}: lower the learning rate, or train for fewer "
+                "epochs",
+            )
         if self.beta:
             gained = fmean(entry["rewards/chosen"] for entry in self.recent) / self.beta
             before = fmean(entry["logps/chosen"] for entry in self.recent) - gained
@@ -82,11 +98,17 @@ class Watch(TrainerCallback):
             return
         model.eval()
         stops = [self.tokenizer.eos_token_id]
-        answers = generation.generate(model, self.tokenizer, self.prompts, stops, limit=48, title="a look at answers")
+        answers = generation.generate(
+            model, self.tokenizer, self.prompts, stops, limit=48, title="a look at answers"
+        )
         model.train()
         worst = max(answers, key=lambda answer: answer.repetition)
         if worst.repetition > self.REPEATED:
-            self.warn(state, "repetition", f"answers repeat themselves ({worst.text[:60]!r}): lower the learning rate")
+            self.warn(
+                state,
+                "repetition",
+                f"answers repeat themselves ({worst.text[:60]!r}): lower the learning rate",
+            )
 
     def warn(self, state, kind: str, text: str) -> None:
         if kind not in self.said and state.is_world_process_zero:

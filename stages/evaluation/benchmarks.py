@@ -1,9 +1,9 @@
 """The benchmarks, asked of one checkpoint: every item becomes a row of predictions.
 
-Multiple-choice questions are asked as protocols.py words them. The built-in skills are asked four ways: as a chat turn whose
-greedy answer is read, after worked examples without chat markup (the fair way to ask a base model), as a choice between given
-answers, and by the form of the answer. A question without choices is answered as a chat turn, and scored where the data holds an
-answer.
+Multiple-choice questions are asked as protocols.py words them. The built-in skills are asked four ways: as a
+chat turn whose greedy answer is read, after worked examples without chat markup (the fair way to ask a base
+model), as a choice between given answers, and by the form of the answer. A question without choices is
+answered as a chat turn, and scored where the data holds an answer.
 """
 
 import math
@@ -24,15 +24,23 @@ FOLDER = Path("data/raw/benchmarks")
 SKILLS_SHOTS = 3
 TEXT, NUMBER, COUNT, FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 SCHEMA = pa.schema({
-    "benchmark": TEXT, "id": TEXT, "rotation": COUNT, "subject": TEXT, "group": TEXT, "level": TEXT, "country": TEXT,
-    "question": TEXT, "reference": TEXT, "answer": TEXT, "score": NUMBER, "picked": COUNT, "gold": COUNT, "choices": COUNT,
-    "confidence": NUMBER, "logps": pa.list_(NUMBER), "tokens": COUNT, "stopped": FLAG, "chance": NUMBER, "leaked": FLAG, "fault": TEXT,
+    "benchmark": TEXT, "id": TEXT, "rotation": COUNT, "subject": TEXT, "group": TEXT, "level": TEXT,
+    "country": TEXT,
+    "question": TEXT, "reference": TEXT, "answer": TEXT, "score": NUMBER, "picked": COUNT, "gold": COUNT,
+    "choices": COUNT,
+    "confidence": NUMBER, "logps": pa.list_(NUMBER), "tokens": COUNT, "stopped": FLAG, "chance": NUMBER,
+    "leaked": FLAG, "fault": TEXT,
 })  # fmt: skip
 
 
 def complete(row: dict) -> dict:
     """A row of predictions with all its columns; labels that are missing are empty."""
-    return dict.fromkeys(SCHEMA.names) | dict.fromkeys(("subject", "group", "level", "country"), "") | {"rotation": 0} | row
+    return (
+        dict.fromkeys(SCHEMA.names)
+        | dict.fromkeys(("subject", "group", "level", "country"), "")
+        | {"rotation": 0}
+        | row
+    )
 
 
 def load(name: str, split: str) -> tuple[list[dict], list[dict]]:
@@ -48,13 +56,21 @@ def ask(candidate: Candidate, name: str, settings: Evaluate) -> list[dict]:
     items, rows = load(name, settings.split)
     if name == "skills":
         return ask_skills(candidate, items, rows)
-    closed, open_ = [item for item in items if item["choices"]], [item for item in items if not item["choices"]]
+    closed, open_ = (
+        [item for item in items if item["choices"]],
+        [item for item in items if not item["choices"]],
+    )
     examples = protocols.examples_for(name, settings.style, rows, settings.shots)
     found = ask_open(candidate, name, open_)
-    for rotation in range(max((len(item["choices"]) for item in closed), default=0) if settings.rotate else 1):
+    for rotation in range(
+        max((len(item["choices"]) for item in closed), default=0) if settings.rotate else 1
+    ):
         turned = [rotated(item, rotation) for item in closed if rotation < len(item["choices"])]
         requests = [protocols.ask(name, item, settings.style, examples(item)) for item in turned]
-        found += [row | {"rotation": rotation} for row in ask_choices(candidate, name, turned, requests, settings.chat)]
+        found += [
+            row | {"rotation": rotation}
+            for row in ask_choices(candidate, name, turned, requests, settings.chat)
+        ]
     return found
 
 
@@ -65,7 +81,8 @@ def wording(name: str, settings: Evaluate) -> dict:
     how = protocols.protocol(name, settings.style)
     equal = f"{protocols.HARNESSES[settings.style]}, {how.task}" if how.task and not settings.chat else None
     return {
-        "style": settings.style, "language": how.language, "answers": how.answers, "normalised_by": how.normalise, "context": how.context,
+        "style": settings.style, "language": how.language, "answers": how.answers,
+        "normalised_by": how.normalise, "context": how.context,
         "shots": settings.shots, "chat": settings.chat, "rotate": settings.rotate, "equals": equal,
     }  # fmt: skip
 
@@ -76,14 +93,20 @@ def rotated(item: dict, by: int) -> dict:
     return item | {"choices": choices[by:] + choices[:by], "answer": (answer - by) % len(choices)}
 
 
-# --- a choice between given answers --------------------------------------------------------------------------------------------
+# --- a choice between given answers -------------------------------------------------------------------------
 
 
-def ask_choices(candidate: Candidate, name: str, items: list[dict], requests: list[Request], chat: bool) -> list[dict]:
-    """The answer is the option of the highest log-probability, or of that per character where its harness compares so."""
+def ask_choices(
+    candidate: Candidate, name: str, items: list[dict], requests: list[Request], chat: bool
+) -> list[dict]:
+    """The answer is the option of the highest log-probability, or of that per character where its harness
+    compares so.
+    """
     questions = [(request.prompt, request.options) for request in requests]
     if chat:
-        questions = [(candidate.chat(prompt), [option.lstrip() for option in options]) for prompt, options in questions]
+        questions = [
+            (candidate.chat(prompt), [option.lstrip() for option in options]) for prompt, options in questions
+        ]
     found = candidate.choices(questions, name, apart=chat or any(request.apart for request in requests))
     rows = []
     for item, request, scores in zip(items, requests, found):
@@ -112,11 +135,13 @@ def row_of(benchmark: str, item: dict) -> dict:
     return {"benchmark": benchmark, "source": benchmark} | {name: item[name] for name in copied}
 
 
-# --- an answer in words ----------------------------------------------------------------------------------------------------------
+# --- an answer in words -------------------------------------------------------------------------------------
 
 
 def ask_open(candidate: Candidate, name: str, items: list[dict]) -> list[dict]:
-    """Scored by exact match and F1 where there are references; where there are none, the answers are there to be read."""
+    """Scored by exact match and F1 where there are references; where there are none, the answers are there to
+    be read.
+    """
     prompts = [candidate.chat("\n".join(filter(None, (item["context"], item["question"])))) for item in items]
     rows = []
     for item, answer in zip(items, candidate.answers(prompts, name)):
@@ -129,11 +154,13 @@ def ask_open(candidate: Candidate, name: str, items: list[dict]) -> list[dict]:
 
 
 def answered(answer: Answer) -> dict:
-    """An answer with its length. A further score of the same answer leaves the length out: lengths count answers."""
+    """An answer with its length. A further score of the same answer leaves the length out: lengths count
+    answers.
+    """
     return {"answer": answer.text, "tokens": len(answer.tokens), "stopped": answer.stopped}
 
 
-# --- the built-in skills ---------------------------------------------------------------------------------------------------------
+# --- the built-in skills ------------------------------------------------------------------------------------
 
 
 def ask_skills(candidate: Candidate, items: list[dict], every: list[dict]) -> list[dict]:
@@ -158,8 +185,16 @@ def ask_skills(candidate: Candidate, items: list[dict], every: list[dict]) -> li
         rows += [
             row | answered(answer) | {"score": float(right)} | chance,
             row | {"answer": answer.text, "benchmark": "skills_sentence", "score": float(sentence)},
-            row | {"answer": answer.text, "benchmark": "skills_right_sentence", "score": float(right and sentence)},
-            row | answered(worked) | {"benchmark": "skills_worked_examples", "score": float(is_right(item, worked.text))} | chance,
+            row
+            | {
+                "answer": answer.text,
+                "benchmark": "skills_right_sentence",
+                "score": float(right and sentence),
+            },
+            row
+            | answered(worked)
+            | {"benchmark": "skills_worked_examples", "score": float(is_right(item, worked.text))}
+            | chance,
             row | choice_of(item, [score.logp for score in scores]) | {"benchmark": "skills_choice"},
         ]
     return rows

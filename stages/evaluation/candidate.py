@@ -34,9 +34,13 @@ class Candidate:
     def answers(self, prompts: list[str], title: str, stops: list[int] | None = None) -> list[Answer]:
         """Greedy answers. They end at the template's stop token, or at one of `stops`."""
         stops = stops or [self.tokenizer.eos_token_id]
-        return generation.generate(self.model, self.tokenizer, prompts, stops, self.limit, f"{self.name}: {title}")
+        return generation.generate(
+            self.model, self.tokenizer, prompts, stops, self.limit, f"{self.name}: {title}"
+        )
 
-    def choices(self, questions: list[tuple[str, list[str]]], title: str, apart: bool = False) -> list[list[Score]]:
+    def choices(
+        self, questions: list[tuple[str, list[str]]], title: str, apart: bool = False
+    ) -> list[list[Score]]:
         """The log-probability of each continuation of each prompt; `apart`: tokenised each for itself."""
         return scoring.choices(self.model, self.tokenizer, questions, f"{self.name}: {title}", apart=apart)
 
@@ -52,9 +56,11 @@ class Candidate:
 
 
 def load(name: str, params: Params, parent: Path | None) -> Candidate:
-    """models/<name>, or the base model where `name` is base. `parent` is the checkpoint that its training started from.
+    """models/<name>, or the base model where `name` is base. `parent` is the checkpoint that its training
+    started from.
 
-    Raises Problem for a checkpoint that was trained on another base or parent than the one that stands there now.
+    Raises Problem for a checkpoint that was trained on another base or parent than the one that stands there
+    now.
     """
     weights = params.chosen_model.weights
     model = modeling.load_checkpoint(weights, None if name == "base" else Path("models") / name).eval()
@@ -68,7 +74,9 @@ def load(name: str, params: Params, parent: Path | None) -> Candidate:
         reference = modeling.load_checkpoint(weights, parent).eval()
     template = TEMPLATES[params.prompt.template]
     tokenizer = modeling.load_tokenizer(params.prompt)
-    return Candidate(name, model, reference, tokenizer, template, params.prompt.system, params.evaluate.max_new_tokens)
+    return Candidate(
+        name, model, reference, tokenizer, template, params.prompt.system, params.evaluate.max_new_tokens
+    )
 
 
 @contextmanager

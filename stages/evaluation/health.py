@@ -1,4 +1,5 @@
-"""Signs of a broken model, in the answers it gives: they do not stop, repeat themselves, drift into another language or say nothing.
+"""Signs of a broken model, in the answers it gives: they do not stop, repeat themselves, drift into another
+language or say nothing.
 
 Rates and shares are 0..1, over all answers.
 """
@@ -15,7 +16,13 @@ from stages.text.prompts import TEMPLATES
 LATIN = re.compile("[A-Za-z\u00c0-\u024f]+")
 CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]+")
 # What a chat template writes between turns and an answer should not.
-MARKUP = re.compile("|".join(re.escape(mark.strip()) for template in TEMPLATES.values() for mark in (template.user, template.assistant)))
+MARKUP = re.compile(
+    "|".join(
+        re.escape(mark.strip())
+        for template in TEMPLATES.values()
+        for mark in (template.user, template.assistant)
+    )
+)
 LONGEST_LOOP, TIMES = 32, 3  # tokens of a loop at most, and how often it must come in a row
 
 
@@ -45,14 +52,19 @@ def health(answers: list[Answer], references: list[str]) -> dict[str, float]:
 def loops(tokens: tuple[int, ...]) -> bool:
     """Whether an answer ends in a piece of text that it has said TIMES times in a row."""
     return any(
-        len(tokens) >= TIMES * size and all(tokens[-i] == tokens[-i - size] for i in range(1, (TIMES - 1) * size + 1))
+        len(tokens) >= TIMES * size
+        and all(tokens[-i] == tokens[-i - size] for i in range(1, (TIMES - 1) * size + 1))
         for size in range(1, LONGEST_LOOP + 1)
     )
 
 
 def distinct(texts: Iterable[str], n: int) -> float:
-    """Distinct n-grams of words among all of them (Li et al. 2016, arXiv 1510.03055); 1 where there are none."""
-    grams = Counter(tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1))
+    """Distinct n-grams of words among all of them (Li et al. 2016, arXiv 1510.03055); 1 where there are
+    none.
+    """
+    grams = Counter(
+        tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)
+    )
     return len(grams) / grams.total() if grams else 1.0
 
 
@@ -62,7 +74,7 @@ def share(script: re.Pattern, text: str) -> float:
     return sum(map(len, script.findall(text))) / letters if letters else 0.0
 
 
-# --- answers to questions that have a right one ------------------------------------------------------------------------------
+# --- answers to questions that have a right one -------------------------------------------------------------
 
 
 def exact_match(answer: str, references: list[str]) -> float:
@@ -71,7 +83,9 @@ def exact_match(answer: str, references: list[str]) -> float:
 
 
 def f1(answer: str, references: list[str]) -> float:
-    """The best overlap with a reference: harmonic mean of precision and recall of words, as SQuAD scores (arXiv 1606.05250)."""
+    """The best overlap with a reference: harmonic mean of precision and recall of words, as SQuAD scores
+    (arXiv 1606.05250).
+    """
     return max((overlap(essence(answer), essence(reference)) for reference in references), default=0.0)
 
 
@@ -81,6 +95,8 @@ def overlap(found: list[str], wanted: list[str]) -> float:
 
 
 def essence(text: str) -> list[str]:
-    """A text's words without tashkeel, punctuation, variants of spelling and the article: SQuAD drops "the", Arabic joins its ال."""
+    """A text's words without tashkeel, punctuation, variants of spelling and the article: SQuAD drops "the",
+    Arabic joins its ال.
+    """
     spoken = [word for word in arabic.words(text) if word != arabic.LINE_END]
     return [word[2:] if word.startswith("ال") and len(word) > 4 else word for word in spoken]

@@ -1,4 +1,6 @@
-"""What a checkpoint makes of held-out text: how well it predicts answers, which answer of a pair it prefers, how far it has moved."""
+"""What a checkpoint makes of held-out text: how well it predicts answers, which answer of a pair it prefers,
+how far it has moved.
+"""
 
 import math
 from statistics import fmean
@@ -13,8 +15,8 @@ from stages.model.scoring import Score
 
 
 def text_scores(rows: list[dict], scores: list[Score], stop: str) -> dict[str, float]:
-    """Of held-out answers with the stop token that ends each. Loss is in nats per token; perplexity per byte of the answer's text
-    can be compared across tokenizers.
+    """Of held-out answers with the stop token that ends each. Loss is in nats per token; perplexity per byte
+    of the answer's text can be compared across tokenizers.
     """
     nats = -sum(score.logp for score in scores)
     size = sum(len(row["completion"].removesuffix(stop).encode()) for row in rows)
@@ -43,7 +45,8 @@ def preferences(pairs: list[dict], chosen: list[Score], rejected: list[Score]) -
 
 
 def preference_scores(chosen: list[Score], rejected: list[Score]) -> dict[str, float]:
-    """The mean margin in nats; accuracy by the mean per token; and what a judge reaches that only likes long answers.
+    """The mean margin in nats; accuracy by the mean per token; and what a judge reaches that only likes long
+    answers.
 
     Nothing where all that is held out are single votes.
     """
@@ -52,15 +55,22 @@ def preference_scores(chosen: list[Score], rejected: list[Score]) -> dict[str, f
         return {}
     return {
         "preference_margin": round(fmean(good.logp - bad.logp for good, bad in both), 4),
-        "preference_accuracy_per_token": round(fmean(good.per_token > bad.per_token for good, bad in both), 4),
+        "preference_accuracy_per_token": round(
+            fmean(good.per_token > bad.per_token for good, bad in both), 4
+        ),
         "longer_wins": round(fmean(good.tokens > bad.tokens for good, bad in both), 4),
     }
 
 
 def health(candidate: Candidate, texts: list[dict]) -> tuple[dict[str, float], list[dict]]:
-    """Of the candidate's answers to held-out prompts, and the answers as rows of predictions: to be read, not scored."""
+    """Of the candidate's answers to held-out prompts, and the answers as rows of predictions: to be read, not
+    scored.
+    """
     prompts, stop = [row["prompt"] for row in texts], candidate.template.stop
-    answers, references = candidate.answers(prompts, "held-out prompts"), [row["completion"].removesuffix(stop) for row in texts]
+    answers, references = (
+        candidate.answers(prompts, "held-out prompts"),
+        [row["completion"].removesuffix(stop) for row in texts],
+    )
     facts = signs(answers, references)
     if candidate.reference:
         facts["divergence"] = divergence(candidate, prompts, answers)
@@ -82,10 +92,14 @@ def health(candidate: Candidate, texts: list[dict]) -> tuple[dict[str, float], l
 
 @torch.inference_mode()
 def divergence(candidate: Candidate, prompts: list[str], answers: list[Answer]) -> float:
-    """KL(candidate ‖ reference) in nats per token, exact over the vocabulary, along the candidate's own answers."""
+    """KL(candidate ‖ reference) in nats per token, exact over the vocabulary, along the candidate's own
+    answers.
+    """
     total = tokens = 0.0
     for prompt, answer in zip(prompts, answers):
-        ids = torch.tensor([[*candidate.tokenizer(prompt)["input_ids"], *answer.tokens]], device=candidate.model.device)
+        ids = torch.tensor(
+            [[*candidate.tokenizer(prompt)["input_ids"], *answer.tokens]], device=candidate.model.device
+        )
         keep = len(answer.tokens) + 1
         ours = log_softmax(candidate.model, ids, keep)
         with as_reference(candidate) as reference:
@@ -96,5 +110,7 @@ def divergence(candidate: Candidate, prompts: list[str], answers: list[Answer]) 
 
 
 def log_softmax(model: PreTrainedModel, ids: torch.Tensor, keep: int) -> torch.Tensor:
-    """Log-probabilities [1, keep, vocabulary] of what follows the last `keep` positions, the stop token with them."""
+    """Log-probabilities [1, keep, vocabulary] of what follows the last `keep` positions, the stop token with
+    them.
+    """
     return model(ids, logits_to_keep=keep, use_cache=False).logits.float().log_softmax(-1)

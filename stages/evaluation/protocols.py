@@ -1,12 +1,15 @@
-"""How a multiple-choice item is asked: the text a model reads and the continuations whose probabilities are compared.
+"""How a multiple-choice item is asked: the text a model reads and the continuations whose probabilities are
+compared.
 
-Published scores of one benchmark differ by tens of points with the wording alone, so it is fixed to the byte, in two styles:
-`lm-eval` asks as the tasks of lm-evaluation-harness 0.4.13 do, `oall` as those of lighteval 0.13.0, the harness of the Open Arabic
-LLM Leaderboard. A benchmark that has no task there is asked as ArabicMMLU is in that style.
+Published scores of one benchmark differ by tens of points with the wording alone, so it is fixed to the byte,
+in two styles: `lm-eval` asks as the tasks of lm-evaluation-harness 0.4.13 do, `oall` as those of lighteval
+0.13.0, the harness of the Open Arabic LLM Leaderboard. A benchmark that has no task there is asked as
+ArabicMMLU is in that style.
 
-What remains different is which items count and how they are read: the harnesses also ask items that fetch marks as faults (equal
-choices, overwritten questions, contradictions), and they read ArabicMMLU's CSV through pandas, which makes a null of a choice "None"
-or "NA" and 5.0 of a 5 where a column of a subject holds nothing but numbers.
+What remains different is which items count and how they are read: the harnesses also ask items that fetch
+marks as faults (equal choices, overwritten questions, contradictions), and they read ArabicMMLU's CSV through
+pandas, which makes a null of a choice "None" or "NA" and 5.0 of a 5 where a column of a subject holds nothing
+but numbers.
 """
 
 from collections.abc import Callable
@@ -25,9 +28,10 @@ Item = dict  # a row of the benchmarks layout of catalog.py
 class Request:
     """One item as it is put to a model: `prompt`, then what stands for each choice after a `delimiter`.
 
-    The option of the highest log-probability is the model's answer (the first of equals); where `normalise` is "characters" and not
-    "none", each is divided by its length first. `apart` tells that prompt and option are tokenised each for itself (lighteval) and
-    not as one text (lm-eval): ":" and a letter after it may be one token.
+    The option of the highest log-probability is the model's answer (the first of equals); where `normalise`
+    is "characters" and not "none", each is divided by its length first. `apart` tells that prompt and option
+    are tokenised each for itself (lighteval) and not as one text (lm-eval): ":" and a letter after it may be
+    one token.
     """
 
     prompt: str
@@ -47,9 +51,15 @@ class Request:
         return [len(answer) for answer in self.answers]
 
 
-# --- wordings: an item's instruction, and the rest of its question -----------------------------------------------------------
+# --- wordings: an item's instruction, and the rest of its question ------------------------------------------
 
-MEANINGS = {"Primary": "primary school", "Middle": "middle school", "High": "high school", "Univ": "university", "Prof": "professional"}
+MEANINGS = {
+    "Primary": "primary school",
+    "Middle": "middle school",
+    "High": "high school",
+    "Univ": "university",
+    "Prof": "professional",
+}
 
 
 def english(item: Item) -> tuple[str, str]:
@@ -59,7 +69,11 @@ def english(item: Item) -> tuple[str, str]:
     source = f"{item['subject']} question".lstrip() + level + country
     context = f"{item['context']}\n\n" if item["context"] else ""
     listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LATIN, item["choices"]))
-    return "", f"This is a {source}. Select the correct answer!\n\nQuestion: {context}{item['question']}\n{listed}\n\nAnswer:"
+    return (
+        "",
+        f"This is a {source}. Select the correct answer!\n\nQuestion: "
+        f"{context}{item['question']}\n{listed}\n\nAnswer:",
+    )
 
 
 def dotted(item: Item) -> str:
@@ -81,7 +95,9 @@ def reading(item: Item) -> tuple[str, str]:
 
 
 def four_letters(item: Item) -> tuple[str, str]:
-    return "السؤال التالي هو سؤال متعدد الإختيارات. اختر الإجابة الصحيحة: أ، ب، ج، أو د... إلخ. \n\n", dotted(item)
+    return "السؤال التالي هو سؤال متعدد الإختيارات. اختر الإجابة الصحيحة: أ، ب، ج، أو د... إلخ. \n\n", dotted(
+        item
+    )
 
 
 def topic(item: Item) -> str:
@@ -100,24 +116,27 @@ def bracketed(item: Item) -> tuple[str, str]:
 
 def numbered(item: Item) -> tuple[str, str]:
     listed = "".join(f"{i}) {choice}\n" for i, choice in enumerate(item["choices"]))
-    return "الأسئلة التالية هي أسئلة متعددة الإختيارات مع الجواب الصحيح\n\n", f"السؤال: {item['question']}\n{listed}الإجابة:"
+    return (
+        "الأسئلة التالية هي أسئلة متعددة الإختيارات مع الجواب الصحيح\n\n",
+        f"السؤال: {item['question']}\n{listed}الإجابة:",
+    )
 
 
 def statement(item: Item) -> tuple[str, str]:
     return "", f"السؤال: {item['question']}\nالإجابة:"
 
 
-# --- the table ---------------------------------------------------------------------------------------------------------------
+# --- the table ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Protocol:
     """How a benchmark is asked in one style.
 
-    `answers` are "letters", "indices" (from 0) or the choices' "text". `task` is the harness task that asks byte for byte so, None
-    where there is none. `normalise` is of the main score, what the harness reports as acc ("none") or acc_norm ("characters").
-    `examples_of` are the columns that a worked example must share with the item: a harness has a task, with examples of its own,
-    for each of their values.
+    `answers` are "letters", "indices" (from 0) or the choices' "text". `task` is the harness task that asks
+    byte for byte so, None where there is none. `normalise` is of the main score, what the harness reports as
+    acc ("none") or acc_norm ("characters"). `examples_of` are the columns that a worked example must share
+    with the item: a harness has a task, with examples of its own, for each of their values.
     """
 
     wording: Callable[[Item], tuple[str, str]]
@@ -129,8 +148,16 @@ class Protocol:
     examples_of: tuple[str, ...] = ()
 
 
-def lm_eval(wording: Callable, answers: str, task: str | None, examples_of: tuple[str, ...] = (), language: str = "Arabic") -> Protocol:
-    """Its tasks report acc, and but for ArabicMMLU's acc_norm, which differs from acc only where options differ in length."""
+def lm_eval(
+    wording: Callable,
+    answers: str,
+    task: str | None,
+    examples_of: tuple[str, ...] = (),
+    language: str = "Arabic",
+) -> Protocol:
+    """Its tasks report acc, and but for ArabicMMLU's acc_norm, which differs from acc only where options
+    differ in length.
+    """
     normalise = "characters" if answers == "text" else "none"
     return Protocol(wording, language, answers, normalise, wording is english, task, examples_of)
 
@@ -162,21 +189,28 @@ PROTOCOLS = {
         "oall": oall(statement, "text", "acva", ("subject",)),
     },
 }
-OTHERS = {"lm-eval": lm_eval(english, "letters", None, language="English"), "oall": oall(reading, "letters", None)}
+OTHERS = {
+    "lm-eval": lm_eval(english, "letters", None, language="English"),
+    "oall": oall(reading, "letters", None),
+}
 
 
 def protocol(benchmark: str, style: str) -> Protocol:
-    """The protocol of a benchmark; of one without an entry (CIDAR-MCQ, a user's own data) the general one of the style."""
+    """The protocol of a benchmark; of one without an entry (CIDAR-MCQ, a user's own data) the general one of
+    the style.
+    """
     if style not in HARNESSES:
         raise Problem(f"evaluate.style is {style!r}: it must be one of {', '.join(HARNESSES)}")
     return PROTOCOLS.get(benchmark, OTHERS)[style]
 
 
-# --- asking ------------------------------------------------------------------------------------------------------------------
+# --- asking -------------------------------------------------------------------------------------------------
 
 
 def ask(benchmark: str, item: Item, style: str, examples: list[Item]) -> Request:
-    """An item with worked examples before it, as of examples_for. Raises Problem for an item without choices, or with too many."""
+    """An item with worked examples before it, as of examples_for. Raises Problem for an item without choices,
+    or with too many.
+    """
     how = protocol(benchmark, style)
     answers = options_of(benchmark, item, how)
     instruction, body = how.wording(item)
@@ -201,15 +235,20 @@ def options_of(benchmark: str, item: Item, how: Protocol) -> list[str]:
     """What stands for each choice in an answer."""
     count, letters = len(item["choices"]), LATIN if how.wording is english else ARABIC
     if not 0 < count <= len(letters):
-        raise Problem(f"{benchmark}: {item['id']} has {count} choices, which cannot be asked as multiple choice: leave it out")
+        raise Problem(
+            f"{benchmark}: {item['id']} has {count} choices, which cannot be asked as multiple choice: "
+            "leave it out"
+        )
     named = {"letters": letters[:count], "indices": [str(i) for i in range(count)], "text": item["choices"]}
     return list(named[how.answers])
 
 
 def examples_for(benchmark: str, style: str, rows: list[Item], shots: int) -> Callable[[Item], list[Item]]:
-    """A function from an item to its worked examples: the first `shots` of its task in the dev split, fewer where there are fewer.
+    """A function from an item to its worked examples: the first `shots` of its task in the dev split, fewer
+    where there are fewer.
 
-    Both harnesses take the first of their split. An example with a fault, which would teach something wrong, is passed over.
+    Both harnesses take the first of their split. An example with a fault, which would teach something wrong,
+    is passed over.
     """
     columns, found = protocol(benchmark, style).examples_of, {}
     for row in rows:

@@ -13,7 +13,8 @@ PARTS = ("subject", "group", "level", "country")
 
 
 def scores(rows: list[dict]) -> list[dict]:
-    """One entry per benchmark and part: benchmark, slice, name, value, stderr, ci_low, ci_high, n and, where known, chance.
+    """One entry per benchmark and part: benchmark, slice, name, value, stderr, ci_low, ci_high, n and, where
+    known, chance.
 
     Leaked items and those whose question is faulty count in entries of their own alone.
     """
@@ -45,8 +46,8 @@ def of_benchmark(name: str, rows: list[dict]) -> Iterable[dict]:
 
 
 def of_rotations(name: str, rows: list[dict]) -> Iterable[dict]:
-    """Every question asked once per rotation of its choices: mean accuracy, how often the same choice was picked each time, and
-    how often each place was."""
+    """Every question asked once per rotation of its choices: mean accuracy, how often the same choice was
+    picked each time, and how often each place was."""
     clean = [row for row in rows if not row["leaked"] and row["fault"] is None]
     yield entry(name, "rotated", "mean over rotations", clean)
     picks = defaultdict(set)
@@ -68,10 +69,13 @@ def entry(benchmark: str, part: str, name: str, rows: list[dict]) -> dict:
 
 
 def place_bias(rows: list[dict]) -> dict[str, float]:
-    """How far the places of the picked choices are from those of the right ones: half the sum of the differences of their shares
-    (total variation). 0: every letter as often as it is right; 0.75 for always the same of four.
+    """How far the places of the picked choices are from those of the right ones: half the sum of the
+    differences of their shares (total variation). 0: every letter as often as it is right; 0.75 for always
+    the same of four.
     """
-    asked = [row for row in rows if row["picked"] is not None and row["rotation"] == 0 and row["fault"] is None]
+    asked = [
+        row for row in rows if row["picked"] is not None and row["rotation"] == 0 and row["fault"] is None
+    ]
     picked, right = (Counter(row[kind] for row in asked) for kind in ("picked", "gold"))
     distance = sum(abs(picked[place] - right[place]) for place in picked | right) / 2
     return {"place_bias": round(distance / len(asked), 4)} if asked else {}

@@ -1,8 +1,9 @@
 """How sure a score is, and whether two scores of the same items differ.
 
-Every interval is a 95 % one in closed form, every p-value two-sided and without random draws: the same scores give the same
-numbers, and a p-value can be as small as a correction for many comparisons needs (10,000 permutations end at 0.0001).
-Two samples `a` and `b` are paired: the same items in the same order, so that what makes an item hard cancels out.
+Every interval is a 95 % one in closed form, every p-value two-sided and without random draws: the same scores
+give the same numbers, and a p-value can be as small as a correction for many comparisons needs (10,000
+permutations end at 0.0001). Two samples `a` and `b` are paired: the same items in the same order, so that
+what makes an item hard cancels out.
 """
 
 import math
@@ -17,7 +18,9 @@ Z = 1.959964  # the normal quantile of LEVEL, two-sided
 
 
 class Difference(NamedTuple):
-    """mean(b) − mean(a) and its interval; no bounds (None) where one pair of shares tells nothing about their spread."""
+    """mean(b) − mean(a) and its interval; no bounds (None) where one pair of shares tells nothing about their
+    spread.
+    """
 
     value: float
     ci_low: float | None
@@ -25,10 +28,12 @@ class Difference(NamedTuple):
 
 
 def proportion(hits: Sequence[bool | float]) -> dict[str, float | int | None]:
-    """The share of hits (0 or 1), its standard error √(p(1−p)/n) and its Wilson interval (Wilson 1927, JASA 22), to 4 decimals.
+    """The share of hits (0 or 1), its standard error √(p(1−p)/n) and its Wilson interval (Wilson 1927, JASA
+    22), to 4 decimals.
 
-    Unlike ±1.96 standard errors, the interval stays within 0..1 and has a width at 0 of n hits. Without any hit or miss
-    (n = 0) all values are None: a benchmark whose every item was left out has no score, which is not an error.
+    Unlike ±1.96 standard errors, the interval stays within 0..1 and has a width at 0 of n hits. Without any
+    hit or miss (n = 0) all values are None: a benchmark whose every item was left out has no score, which is
+    not an error.
     """
     n = len(hits)
     if not n:
@@ -36,14 +41,16 @@ def proportion(hits: Sequence[bool | float]) -> dict[str, float | int | None]:
     share = float(np.mean(hits))
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return _rounded(share, math.sqrt(share * (1 - share) / n), max(centre - half, 0.0), min(centre + half, 1.0), n)
+    return _rounded(
+        share, math.sqrt(share * (1 - share) / n), max(centre - half, 0.0), min(centre + half, 1.0), n
+    )
 
 
 def mean(values: Sequence[float]) -> dict[str, float | int | None]:
     """The mean of scores of any unit, its standard error s/√n and Student's interval, to 4 decimals.
 
-    The central limit theorem carries it (Miller 2024, arXiv 2411.00640); t instead of 1.96 for the small n of single subjects.
-    One value has no standard error and no interval (None); n = 0 as in `proportion`.
+    The central limit theorem carries it (Miller 2024, arXiv 2411.00640); t instead of 1.96 for the small n of
+    single subjects. One value has no standard error and no interval (None); n = 0 as in `proportion`.
     """
     n = len(values)
     if n < 2:
@@ -61,9 +68,10 @@ def summary(scores: Sequence[float]) -> dict[str, float | int | None]:
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     """mean(b) − mean(a) with its interval.
 
-    Of 0/1 scores the adjusted Wald interval of Bonett and Price (2012, J. Educ. Behav. Stat. 37), which adds one to both counts
-    of unequal pairs: it covers 95 % also where few items differ, where a bootstrap of the pairs covers as little as half.
-    Of other scores Student's interval of the differences, which covers no less than their percentile bootstrap.
+    Of 0/1 scores the adjusted Wald interval of Bonett and Price (2012, J. Educ. Behav. Stat. 37), which adds
+    one to both counts of unequal pairs: it covers 95 % also where few items differ, where a bootstrap of the
+    pairs covers as little as half. Of other scores Student's interval of the differences, which covers no
+    less than their percentile bootstrap.
     """
     difference = _differences(a, b)
     n, value = len(difference), float(np.mean(difference))
@@ -83,14 +91,18 @@ def paired_test(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
-    """Exact p-value of paired 0/1 scores: the sign test of the items on which they differ (McNemar 1947, Psychometrika 12)."""
+    """Exact p-value of paired 0/1 scores: the sign test of the items on which they differ (McNemar 1947,
+    Psychometrika 12).
+    """
     difference = _differences(a, b)
     won, lost = int(np.sum(difference > 0)), int(np.sum(difference < 0))
     return _sign_test(min(won, lost), won + lost)
 
 
 def paired_t(a: Sequence[float], b: Sequence[float]) -> float:
-    """p-value of the paired t test; of the sign test where all differences are equal, which have no spread to judge by."""
+    """p-value of the paired t test; of the sign test where all differences are equal, which have no spread to
+    judge by.
+    """
     difference = _differences(a, b)
     n, value = len(difference), float(np.mean(difference))
     if np.allclose(difference, value):
@@ -99,15 +111,18 @@ def paired_t(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
-    """Holm's adjusted p-values (1979, Scand. J. Stat. 6), in the order given; below 0.05: one error in 20 such families.
+    """Holm's adjusted p-values (1979, Scand. J. Stat. 6), in the order given; below 0.05: one error in 20
+    such families.
 
-    family: how many comparisons these were chosen from, where they are not all. What is tested against the best of k, which
-    the same items chose, is chosen from all k(k−1)/2 pairs.
+    family: how many comparisons these were chosen from, where they are not all. What is tested against the
+    best of k, which the same items chose, is chosen from all k(k−1)/2 pairs.
     """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p)
     adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * ((family or len(p)) - np.arange(len(p)))), 1)
+    adjusted[order] = np.minimum(
+        np.maximum.accumulate(p[order] * ((family or len(p)) - np.arange(len(p)))), 1
+    )
     return adjusted.tolist()
 
 
@@ -116,7 +131,9 @@ def is_binary(*scores: Sequence[float]) -> bool:
 
 
 def t_within(t: float, df: int) -> float:
-    """P(|T| ≤ t) of Student's t with a whole number of degrees of freedom, exact: Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    """P(|T| ≤ t) of Student's t with a whole number of degrees of freedom, exact: Abramowitz and Stegun
+    26.7.3 and 26.7.4.
+    """
     angle, odd = math.atan(t / math.sqrt(df)), df % 2
     j = np.arange(1, df // 2)
     series = 1 + float(np.cumprod((2 * j - 1 + odd) / (2 * j + odd) * math.cos(angle) ** 2).sum())
@@ -136,7 +153,9 @@ def t_quantile(df: int) -> float:
 
 
 def _sign_test(fewer: int, n: int) -> float:
-    """Two-sided P(at most `fewer`, or at least n − `fewer`, of n fair coins); logarithms, for 0.5**n is no float from n = 1075."""
+    """Two-sided P(at most `fewer`, or at least n − `fewer`, of n fair coins); logarithms, for 0.5**n is no
+    float from n = 1075.
+    """
     k = np.arange(1, fewer + 1)
     log_choices = np.concatenate([[0.0], np.cumsum(np.log((n - k + 1) / k))])
     return min(1.0, 2 * float(np.exp(log_choices - n * math.log(2)).sum()))
@@ -145,10 +164,14 @@ def _sign_test(fewer: int, n: int) -> float:
 def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
     first, second = (np.asarray(one, dtype=float) for one in (a, b))
     if first.shape != second.shape or not first.size:
-        raise ValueError(f"paired scores are of the same items, at least one: got {first.size} and {second.size}")
+        raise ValueError(
+            f"paired scores are of the same items, at least one: got {first.size} and {second.size}"
+        )
     return second - first
 
 
-def _rounded(value: float | None, stderr: float | None, low: float | None, high: float | None, n: int) -> dict:
+def _rounded(
+    value: float | None, stderr: float | None, low: float | None, high: float | None, n: int
+) -> dict:
     bounds = {"value": value, "stderr": stderr, "ci_low": low, "ci_high": high}
     return {name: None if one is None else round(one, 4) for name, one in bounds.items()} | {"n": n}

@@ -31,7 +31,9 @@ class Tally:
         """Count a table of one dataset's rows."""
         dataset = rows["dataset"][0].as_py()
         outcome = pc.if_else(pc.equal(rows["reason"], ""), rows["split"], rows["reason"])
-        self.counts.update({(dataset, pair["values"]): pair["counts"] for pair in pc.value_counts(outcome).to_pylist()})
+        self.counts.update(
+            {(dataset, pair["values"]): pair["counts"] for pair in pc.value_counts(outcome).to_pylist()}
+        )
         for reason in set(outcome.unique().to_pylist()) - set(self.examples) - {"train", "validation"}:
             first = rows.slice(pc.index(outcome, reason).as_py(), 1).to_pylist()[0]
             self.examples[reason] = f"{first['id']} {first['detail']}".strip()
@@ -43,7 +45,9 @@ class Tally:
 
 
 def dropped(rows: pa.Table, role: str) -> pa.Table:
-    """The rows that are not trained on and those that are flagged: dataset, id, reason, what is wrong, and the row's text."""
+    """The rows that are not trained on and those that are flagged: dataset, id, reason, what is wrong, and
+    the row's text.
+    """
     flagged = pc.and_(pc.equal(rows["reason"], ""), pc.not_equal(rows["leak"], ""))
     reason = pc.if_else(flagged, "leak_kept", rows["reason"])
     detail = pc.if_else(flagged, rows["leak"], rows["detail"])
@@ -85,11 +89,18 @@ def source_report(name: str, source: dict, tally: Tally) -> dict:
 
 def outcomes(counts: Counter) -> dict:
     lost = {reason: n for reason, n in sorted(counts.items()) if reason not in ("train", "validation")}
-    return {"rows": counts.total(), "train": counts["train"], "validation": counts["validation"], "dropped": lost}
+    return {
+        "rows": counts.total(),
+        "train": counts["train"],
+        "validation": counts["validation"],
+        "dropped": lost,
+    }
 
 
 def lengths(parts: list[np.ndarray]) -> dict:
-    """Of prompt and longest answer with their markup, in tokens: total, mean, percentiles, and a histogram."""
+    """Of prompt and longest answer with their markup, in tokens: total, mean, percentiles, and a
+    histogram.
+    """
     tokens = np.concatenate(parts) if parts else np.array([], int)
     if not len(tokens):
         return {"total": 0}
@@ -105,7 +116,9 @@ def lengths(parts: list[np.ndarray]) -> dict:
 
 
 def leak_report(tally: Tally, index: Index) -> dict:
-    """By benchmark: its items, those too short to be told from chance, those found in training rows, and how many rows."""
+    """By benchmark: its items, those too short to be told from chance, those found in training rows, and how
+    many rows.
+    """
     found = {benchmark: {} for benchmark in index.items}
     for leak, rows in tally.leaks.items():
         benchmark, item = leak.split("\t")

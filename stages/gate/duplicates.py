@@ -1,8 +1,9 @@
-"""Duplicates and contradictions. Near duplicates are rows whose sets of word pairs are nearly the same (Jaccard similarity at or above
-a threshold).
+"""Duplicates and contradictions. Near duplicates are rows whose sets of word pairs are nearly the same
+(Jaccard similarity at or above a threshold).
 
-MinHash signatures (rensa; Broder 1997) estimate the similarity, locality-sensitive hashing finds the pairs worth comparing
-without comparing all, and every found pair is checked against the threshold on the whole signature.
+MinHash signatures (rensa; Broder 1997) estimate the similarity, locality-sensitive hashing finds the pairs
+worth comparing without comparing all, and every found pair is checked against the threshold on the whole
+signature.
 """
 
 import numpy as np
@@ -17,12 +18,16 @@ CHUNK = 20_000  # pairs compared at a time
 
 
 def band_rows(threshold: float) -> int:
-    """Signature numbers a band: the longest band whose turning point (1/bands)^(1/rows) lies below the threshold."""
+    """Signature numbers a band: the longest band whose turning point (1/bands)^(1/rows) lies below the
+    threshold.
+    """
     return max(rows for rows in (2, 4, 8, 16) if (rows / PERMUTATIONS) ** (1 / rows) < threshold - 0.05)
 
 
 def signatures(hashes: np.ndarray, owners: np.ndarray, count: int) -> np.ndarray:
-    """The MinHash signature over the word pairs of each of `count` texts: uint32 of shape (count, PERMUTATIONS)."""
+    """The MinHash signature over the word pairs of each of `count` texts: uint32 of shape (count,
+    PERMUTATIONS).
+    """
     pairs, texts = ngrams(hashes, owners, 2)
     offsets = np.searchsorted(texts, np.arange(count + 1)).astype(np.uint64)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(pairs, offsets, num_perm=PERMUTATIONS, seed=SEED)
@@ -30,7 +35,9 @@ def signatures(hashes: np.ndarray, owners: np.ndarray, count: int) -> np.ndarray
 
 
 def band_keys(signature: np.ndarray, rows: int) -> np.ndarray:
-    """One hash per band and text, uint64 of shape (bands, count): texts that share one are worth comparing."""
+    """One hash per band and text, uint64 of shape (bands, count): texts that share one are worth
+    comparing.
+    """
     parts = signature.reshape(len(signature), -1, rows).astype(np.uint64)
     keys = np.zeros(parts.shape[:2], np.uint64)
     for k in range(rows):
@@ -39,7 +46,8 @@ def band_keys(signature: np.ndarray, rows: int) -> np.ndarray:
 
 
 def near_twins(keys: np.ndarray, signature: np.ndarray, alive: np.ndarray, threshold: float) -> np.ndarray:
-    """For each row the first row it nearly repeats, or -1; rows that are not `alive` are left out. Nearness is passed on.
+    """For each row the first row it nearly repeats, or -1; rows that are not `alive` are left out. Nearness
+    is passed on.
 
     `keys` is (bands, rows) and `signature` (rows, PERMUTATIONS); both may be on disk.
     """
@@ -58,7 +66,9 @@ def near_twins(keys: np.ndarray, signature: np.ndarray, alive: np.ndarray, thres
 
 
 def candidates(keys: np.ndarray, rows: np.ndarray, total: int) -> np.ndarray:
-    """Pairs of rows with one key, each row with the first and with the one before it, as earlier x total + later."""
+    """Pairs of rows with one key, each row with the first and with the one before it, as earlier x total +
+    later.
+    """
     order = np.argsort(keys, kind="stable")
     keys, rows = keys[order], rows[order]
     starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.array([], int)
@@ -73,7 +83,9 @@ def outvoted(claims: np.ndarray, subjects: np.ndarray, alive: np.ndarray) -> np.
     So where two claims stand equally often neither is left.
     """
     lost, rows = np.zeros(len(alive), bool), np.flatnonzero(alive)
-    _, first, claim, votes = np.unique(claims[rows], return_index=True, return_inverse=True, return_counts=True)
+    _, first, claim, votes = np.unique(
+        claims[rows], return_index=True, return_inverse=True, return_counts=True
+    )
     subject = np.unique(subjects[rows], return_inverse=True)[1][first]  # of each claim
     most = np.zeros(len(rows), int)
     np.maximum.at(most, subject, votes)
@@ -84,7 +96,9 @@ def outvoted(claims: np.ndarray, subjects: np.ndarray, alive: np.ndarray) -> np.
 
 
 def exact_twins(keys: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """For each row the first alive row with the same key, or -1 for that first one and for rows that are not alive."""
+    """For each row the first alive row with the same key, or -1 for that first one and for rows that are not
+    alive.
+    """
     twins = np.full(len(alive), -1)
     rows = np.flatnonzero(alive)
     _, first, group = np.unique(keys[rows], return_index=True, return_inverse=True)

@@ -1,9 +1,10 @@
 """The leak guard: training rows that contain a question of a configured benchmark.
 
-Words are compared without tashkeel, punctuation and spelling variants. A question of at least SPAN words is found by the share of
-its SPAN-word runs that a row contains, a shorter one as a whole, up to the end of a line (else "write the number 900" would be found
-in "write the number 900 and 8"). A question that says little by itself (very short, or asked of
-several items, as "which of these is right?") counts together with its right answer.
+Words are compared without tashkeel, punctuation and spelling variants. A question of at least SPAN words is
+found by the share of its SPAN-word runs that a row contains, a shorter one as a whole, up to the end of a
+line (else "write the number 900" would be found in "write the number 900 and 8"). A question that says little
+by itself (very short, or asked of several items, as "which of these is right?") counts together with its
+right answer.
 """
 
 import math
@@ -23,7 +24,9 @@ PREFILTER_BITS = 24
 
 @dataclass(frozen=True)
 class Index:
-    """The word runs of every item. `runs[n]` holds sorted hashes of n-word runs and, beside each, the item it stands in."""
+    """The word runs of every item. `runs[n]` holds sorted hashes of n-word runs and, beside each, the item it
+    stands in.
+    """
 
     runs: dict[int, tuple[np.ndarray, np.ndarray]]
     needed: np.ndarray  # distinct runs of an item that a row must contain
@@ -37,7 +40,11 @@ def build(folder: Path, overlap: float) -> Index:
     runs, needed, names, items, unchecked = defaultdict(list), [], [], {}, Counter()
     for path in sorted(folder.glob("*.parquet")):
         # Worked examples (dev) are shown to the model anyway.
-        rows = [row for row in parquet.read_table(path).to_pylist() if row["fault"] is None and row["split"] != "dev"]
+        rows = [
+            row
+            for row in parquet.read_table(path).to_pylist()
+            if row["fault"] is None and row["split"] != "dev"
+        ]
         items[path.stem] = len(rows)
         for row, text in zip(rows, item_words(rows)):
             if spoken(text) < SHORTEST:
@@ -48,17 +55,27 @@ def build(folder: Path, overlap: float) -> Index:
             runs[n] += [(run, len(names)) for run in found]
             needed.append(math.ceil(overlap * len(found)))
             names.append(f"{path.stem}\t{row['id']}")
-    return Index({n: sorted_runs(found) for n, found in sorted(runs.items())}, np.array(needed), names, items, dict(unchecked))
+    return Index(
+        {n: sorted_runs(found) for n, found in sorted(runs.items())},
+        np.array(needed),
+        names,
+        items,
+        dict(unchecked),
+    )
 
 
 def item_words(rows: list[dict]) -> list[list[str]]:
-    """The words that identify each item: its question, and the right answer where the question alone does not."""
+    """The words that identify each item: its question, and the right answer where the question alone does
+    not.
+    """
     asked = [words(row["question"]) for row in rows]
     often = Counter(map(tuple, asked))
     found = []
     for row, text in zip(rows, asked):
         vague = spoken(text) < SHORTEST or often[tuple(text)] > 1
-        found.append(text + words(row["choices"][row["answer"]]) if vague and row["answer"] is not None else text)
+        found.append(
+            text + words(row["choices"][row["answer"]]) if vague and row["answer"] is not None else text
+        )
     return found
 
 
@@ -80,7 +97,9 @@ class Guard:
         self.prefilters = {n: prefilter(runs) for n, (runs, _) in index.runs.items()}
 
     def find(self, hashes: np.ndarray, owners: np.ndarray) -> dict[int, str]:
-        """The first leaked item (as in Index.names) of each text that has one. Words as of shingles.hash_words."""
+        """The first leaked item (as in Index.names) of each text that has one. Words as of
+        shingles.hash_words.
+        """
         found = defaultdict(set)
         for n, (runs, items) in self.index.runs.items():
             grams, texts = ngrams(hashes, owners, n)

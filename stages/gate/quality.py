@@ -1,6 +1,8 @@
-"""The quality gate on single rows: raw rows → rendered prompts and answers, each with the reason to drop it, or none.
+"""The quality gate on single rows: raw rows → rendered prompts and answers, each with the reason to drop it,
+or none.
 
-What takes two rows to see, duplicates, is in duplicates.py; this module leaves the hashes that they are found by.
+What takes two rows to see, duplicates, is in duplicates.py; this module leaves the hashes that they are found
+by.
 """
 
 from collections.abc import Iterable
@@ -20,7 +22,11 @@ from stages.text.prompts import SPECIAL, TEMPLATES
 from stages.text.shingles import hash_words
 
 LONGEST_TOKEN = 256  # characters, more than any token of Qwen's vocabulary has
-ANSWERS = {"instructions": ("completion",), "preferences": ("chosen", "rejected"), "continued": ("completion",)}
+ANSWERS = {
+    "instructions": ("completion",),
+    "preferences": ("chosen", "rejected"),
+    "continued": ("completion",),
+}
 
 
 @dataclass(frozen=True)
@@ -97,20 +103,27 @@ class Examiner:
         turns = [{"role": turn["role"], "content": content} for turn, content in zip(row["prompt"], contents)]
         asked, answered = contents[: len(turns)], contents[len(turns) :]
         prompt_words, answer_words = words_of(asked), [arabic.words(answer) for answer in answered]
-        prompt_key, keys = key(prompt_words, asked), [key(words, [answer]) for words, answer in zip(answer_words, answered)]
+        prompt_key, keys = (
+            key(prompt_words, asked),
+            [key(words, [answer]) for words, answer in zip(answer_words, answered)],
+        )
         return common | {
             "prompt": template.render(turns, self.settings.prompt.system),
-            **dict.fromkeys(names, ""), **{name: template.complete(answer) for name, answer in zip(there, answered)},
+            **dict.fromkeys(names, ""),
+            **{name: template.complete(answer) for name, answer in zip(there, answered)},
             "given": given, "contents": contents, "answers": answered,
             "prompt_words": prompt_words, "answer_words": list(chain.from_iterable(answer_words)),
-            "prompt_key": prompt_key, "exact_key": joined(prompt_key, zip(there, keys)), "unordered_key": joined(prompt_key, sorted(keys)),
+            "prompt_key": prompt_key, "exact_key": joined(prompt_key, zip(there, keys)),
+            "unordered_key": joined(prompt_key, sorted(keys)),
             "arabic": arabic.arabic_share("\n".join([*asked, *answered[:1]])),
             "reason": "", "detail": "",
         }  # fmt: skip
 
     def normalise(self, text: str) -> str:
         policy = self.settings.text
-        return arabic.normalise(text, tashkeel=policy.tashkeel, digits=policy.digits, lookalikes=policy.lookalikes)
+        return arabic.normalise(
+            text, tashkeel=policy.tashkeel, digits=policy.digits, lookalikes=policy.lookalikes
+        )
 
     def fault(self, row: dict) -> str:
         """The reason to drop a row that can be seen in its text, or ""."""
@@ -132,7 +145,9 @@ class Examiner:
         return ""
 
     def count_tokens(self, rows: list[dict]) -> None:
-        """Tokens of prompt and longest answer, tokens that normalisation saved, and rows longer than max_length."""
+        """Tokens of prompt and longest answer, tokens that normalisation saved, and rows longer than
+        max_length.
+        """
         answers, limit = ANSWERS[self.settings.role], self.settings.prompt.max_length
         lengths = [self.lengths([row["prompt"] + row[name] for row in rows]) for name in answers]
         changed = [row for row in rows if row["given"] != row["contents"]]

@@ -8,9 +8,15 @@ from stages.settings.params import Weights
 
 
 def compute_dtype(weights: Weights) -> torch.dtype:
-    """The dtype that params.yaml asks for, or float16 where the GPU is too old for bfloat16 (before Ampere)."""
+    """The dtype that params.yaml asks for, or float16 where the GPU is too old for bfloat16 (before
+    Ampere).
+    """
     wanted = getattr(torch, weights.dtype)
-    if wanted == torch.bfloat16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if (
+        wanted == torch.bfloat16
+        and torch.cuda.is_available()
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         return torch.float16
     return wanted
 

@@ -11,7 +11,9 @@ TOKENS = 16384  # of a batch, prompts and answers: a 7B model's cache of so many
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated answer: its text, its token ids without the stop token, and whether it stopped by itself."""
+    """A generated answer: its text, its token ids without the stop token, and whether it stopped by
+    itself.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -34,13 +36,22 @@ def left_padded(rows: list[list[int]], pad: int, device: torch.device) -> dict[s
 
 @torch.inference_mode()
 def generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], stops: list[int], limit: int, title: str
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    stops: list[int],
+    limit: int,
+    title: str,
 ) -> list[Answer]:
-    """Greedy answers of at most `limit` tokens; any token of `stops` ends one. Batches are halved where a GPU's memory is too small."""
+    """Greedy answers of at most `limit` tokens; any token of `stops` ends one. Batches are halved where a
+    GPU's memory is too small.
+    """
     encoded = tokenizer(prompts)["input_ids"] if prompts else []
     left, tokens = sorted(range(len(prompts)), key=lambda i: -len(encoded[i])), TOKENS
     answers: list[Answer | None] = [None] * len(prompts)
-    with tqdm(total=len(prompts), desc=title, unit="answer", leave=False, dynamic_ncols=True, disable=None) as bar:
+    with tqdm(
+        total=len(prompts), desc=title, unit="answer", leave=False, dynamic_ncols=True, disable=None
+    ) as bar:
         while left:
             batch = left[: max(1, tokens // (len(encoded[left[0]]) + limit))]
             try:
@@ -58,8 +69,12 @@ def generate(
     return answers
 
 
-def continued(model: PreTrainedModel, rows: list[list[int]], stops: list[int], limit: int, pad: int) -> list[list[int]]:
+def continued(
+    model: PreTrainedModel, rows: list[list[int]], stops: list[int], limit: int, pad: int
+) -> list[list[int]]:
     """The tokens that the model puts after each row, padded after a stop token."""
     inputs = left_padded(rows, pad, model.device)
-    output = model.generate(**inputs, max_new_tokens=limit, do_sample=False, eos_token_id=stops, pad_token_id=pad)
+    output = model.generate(
+        **inputs, max_new_tokens=limit, do_sample=False, eos_token_id=stops, pad_token_id=pad
+    )
     return output[:, inputs["input_ids"].shape[1] :].tolist()

@@ -13,7 +13,14 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 from transformers.utils import is_flash_attn_2_available
 
 from stages.model.device import compute_dtype
@@ -35,7 +42,9 @@ def load_tokenizer(prompt: Prompt) -> PreTrainedTokenizerBase:
 
 
 def load_base(weights: Weights, folder: Path | None = None) -> PreTrainedModel:
-    """A causal model on this process's GPU, or on the CPU where there is none. `folder` is another model of the same kind."""
+    """A causal model on this process's GPU, or on the CPU where there is none. `folder` is another model of
+    the same kind.
+    """
     dtype = compute_dtype(weights)
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -48,13 +57,17 @@ def load_base(weights: Weights, folder: Path | None = None) -> PreTrainedModel:
         dtype=dtype,
         quantization_config=nf4 if weights.quantization == "nf4" else None,
         device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if torch.cuda.is_available() else None,
-        # Both keep the documents of a pack apart; sdpa by a mask, FlashAttention by never computing what the mask would hide.
-        attn_implementation="flash_attention_2" if is_flash_attn_2_available() and dtype != torch.float32 else "sdpa",
+        # Both keep the documents of a pack apart; sdpa by a mask, FlashAttention by never computing what the
+        # mask would hide.
+        attn_implementation="flash_attention_2"
+        if is_flash_attn_2_available() and dtype != torch.float32
+        else "sdpa",
         use_safetensors=True,
     )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # bitsandbytes' CPU path repacks 4-bit weights on an evaluation forward, and later gradients are silently wrong.
+            # bitsandbytes' CPU path repacks 4-bit weights on an evaluation forward, and later gradients are
+            # silently wrong.
             module.support_avx512bf16_for_cpu = False
     return model
 
@@ -63,20 +76,27 @@ def load_base(weights: Weights, folder: Path | None = None) -> PreTrainedModel:
 def trained_in_fp32(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Around the making of a trainer: what is trained is float32 afterwards, and unchanged.
 
-    TRL casts adapters on a 4-bit base to bfloat16, whose rounding swallows small updates (at a rate of 5e-7, 99 % of them).
+    TRL casts adapters on a 4-bit base to bfloat16, whose rounding swallows small updates (at a rate of 5e-7,
+    99 % of them).
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    kept = {name: parameter.data.clone() for name, parameter in trained.items()} if getattr(model, "is_loaded_in_4bit", False) else {}
+    kept = (
+        {name: parameter.data.clone() for name, parameter in trained.items()}
+        if getattr(model, "is_loaded_in_4bit", False)
+        else {}
+    )
     yield
     for name, parameter in trained.items():
         parameter.data = kept.get(name, parameter.data).float()
 
 
-def load_checkpoint(weights: Weights, folder: Path | None, trainable: bool = False) -> PreTrainedModel | PeftModel:
+def load_checkpoint(
+    weights: Weights, folder: Path | None, trainable: bool = False
+) -> PreTrainedModel | PeftModel:
     """The base model (`folder` None), or what a stage trained on it.
 
-    Raises Problem for one that was trained on another base than models/base.json names, or on other checkpoints than those
-    that stand in models/ now.
+    Raises Problem for one that was trained on another base than models/base.json names, or on other
+    checkpoints than those that stand in models/ now.
     """
     if folder is None:
         return load_base(weights)
@@ -93,34 +113,56 @@ def trained() -> list[str]:
 
 
 def check_template(folder: Path, prompt: Prompt) -> None:
-    """Raise Problem where a checkpoint was trained with another template than the one it would be asked with."""
+    """Raise Problem where a checkpoint was trained with another template than the one it would be asked
+    with.
+    """
     provenance = read_json(folder / "provenance.json")
     if provenance["template_sha256"] != TEMPLATES[prompt.template].sha256:
-        was, now = provenance["params"]["prompt"]["template"], f"params.yaml says prompt.template: {prompt.template}"
-        raise Problem(f"{folder} was trained with the {was} template as it was then, but {now}: set it back, or run `dvc repro`")
+        was, now = (
+            provenance["params"]["prompt"]["template"],
+            f"params.yaml says prompt.template: {prompt.template}",
+        )
+        raise Problem(
+            f"{folder} was trained with the {was} template as it was then, but {now}: set it back, or run "
+            "`dvc repro`"
+        )
 
 
 def check_origin(folder: Path, weights: Weights) -> None:
-    """Raise Problem where a checkpoint's base, or a checkpoint before it, is not the one it was trained on."""
+    """Raise Problem where a checkpoint's base, or a checkpoint before it, is not the one it was trained
+    on.
+    """
     provenance = read_json(folder / "provenance.json")
     ours, current = provenance["base"], base_identity(weights)
     if ours != current:
-        trained, named = (f"{base['model']} ({base['manifest_sha256'][:8]}, {base['quantization']})" for base in (ours, current))
+        trained, named = (
+            f"{base['model']} ({base['manifest_sha256'][:8]}, {base['quantization']})"
+            for base in (ours, current)
+        )
         raise Problem(f"{folder} was trained on {trained}, but this base is {named}: run `dvc repro`")
     for link in provenance["chain"]:
         before = Path(link["checkpoint"])
         if before.exists() and (found := weights_sha256(before)) != link["weights_sha256"]:
             trained = link["weights_sha256"][:8]
-            raise Problem(f"{folder} was trained on {before} ({trained}), but {before} is another one ({found[:8]}): run `dvc repro`")
+            raise Problem(
+                f"{folder} was trained on {before} ({trained}), but {before} is another one ({found[:8]}): "
+                "run `dvc repro`"
+            )
 
 
 def save_checkpoint(trainer: Trainer, folder: Path, provenance: dict) -> None:
-    """Write weights, tokenizer and provenance.json, whole or not at all. No paths of this machine, no pickles."""
+    """Write weights, tokenizer and provenance.json, whole or not at all. No paths of this machine, no
+    pickles.
+    """
     # Sharded weights are gathered by all processes; one of them writes.
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if not trainer.is_world_process_zero():
         return
-    model, tokenizer, base = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class, read_json(manifest.MANIFEST)
+    model, tokenizer, base = (
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        read_json(manifest.MANIFEST),
+    )
     if isinstance(model, PeftModel):
         config = model.peft_config["default"]
         config.base_model_name_or_path = base.get("repo") or base["path"]  # not the path on this machine
@@ -134,7 +176,9 @@ def save_checkpoint(trainer: Trainer, folder: Path, provenance: dict) -> None:
 
 
 def provenance(params: Params, data: Path, parent: Path | None) -> dict:
-    """What determined a checkpoint: base, data, template, the chain of checkpoints before it, params, library versions."""
+    """What determined a checkpoint: base, data, template, the chain of checkpoints before it, params, library
+    versions.
+    """
     chain = []
     if parent:
         link = {"checkpoint": parent.as_posix(), "weights_sha256": weights_sha256(parent)}
@@ -156,13 +200,24 @@ def weights_sha256(folder: Path) -> str:
 
 
 def base_identity(weights: Weights) -> dict:
-    """Which base model: its name, its commit on a hub, a hash over every file's hash, and how it is held in memory."""
+    """Which base model: its name, its commit on a hub, a hash over every file's hash, and how it is held in
+    memory.
+    """
     base = read_json(manifest.MANIFEST)
-    facts = {"model": base["model"], "commit": base.get("commit"), "manifest_sha256": sha256(manifest.MANIFEST)}
+    facts = {
+        "model": base["model"],
+        "commit": base.get("commit"),
+        "manifest_sha256": sha256(manifest.MANIFEST),
+    }
     return facts | {"quantization": weights.quantization}
 
 
 def policy_identity(weights: Weights, folder: Path) -> str:
     """All that determines what a checkpoint answers to given tokens."""
-    facts = [base_identity(weights), weights.dtype, weights_sha256(folder), read_json(folder / "provenance.json")["chain"]]
+    facts = [
+        base_identity(weights),
+        weights.dtype,
+        weights_sha256(folder),
+        read_json(folder / "provenance.json")["chain"],
+    ]
     return json.dumps(facts)

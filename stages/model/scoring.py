@@ -1,9 +1,10 @@
 """Log-probabilities of given answers: the choices of questions, held-out texts, the two answers of a pair.
 
-Choices share their question, and letters are all read off one place behind it. So the model reads prefix trees: a row holds every
-shared token once, its mask lets a token see what leads to it and nothing else, and a token's position is its depth. Only the hidden
-states that predict answers meet the LM head, in float32 and a part of the vocabulary at a time: whole logits are what scoring
-usually spends its memory on, and those of letters tie in bfloat16.
+Choices share their question, and letters are all read off one place behind it. So the model reads prefix
+trees: a row holds every shared token once, its mask lets a token see what leads to it and nothing else, and a
+token's position is its depth. Only the hidden states that predict answers meet the LM head, in float32 and a
+part of the vocabulary at a time: whole logits are what scoring usually spends its memory on, and those of
+letters tie in bfloat16.
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ TEXTS = 512  # encoded at a time; the tokenizer returns a lot more than ids
 
 @dataclass(frozen=True)
 class Score:
-    """Log-probability of a given answer: summed over its tokens, in nats, how many tokens it has, and how many characters.
+    """Log-probability of a given answer: summed over its tokens, in nats, how many tokens it has, and how
+    many characters.
 
     The blank that parts an answer from its prompt is no character of it.
     """
@@ -48,7 +50,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Sequence:
-    """What the model reads to predict an answer, which is all but the answer's last token, and the tokens of the answer."""
+    """What the model reads to predict an answer, which is all but the answer's last token, and the tokens of
+    the answer.
+    """
 
     read: list[int]
     answer: list[int]
@@ -61,7 +65,9 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     branches: list[tuple[int, int]] = field(default_factory=list)
-    answers: dict[int, list[int]] = field(default_factory=dict)  # number of a sequence → columns that predict its answer
+    answers: dict[int, list[int]] = field(
+        default_factory=dict
+    )  # number of a sequence → columns that predict its answer
 
 
 def choices(
@@ -75,11 +81,13 @@ def choices(
 ) -> list[list[Score]]:
     """Scores of every choice of every question: (prompt, choices, each with the blank in front of it).
 
-    What is scored are the tokens that lm-evaluation-harness 0.4.13 scores (HFLM.loglikelihood): blanks that end a prompt count with
-    the choice. Where `apart` is true, prompt and choice are tokenised each for itself, as lighteval 0.13.0 does. `tokens` and errors
-    as in `score`.
+    What is scored are the tokens that lm-evaluation-harness 0.4.13 scores (HFLM.loglikelihood): blanks that
+    end a prompt count with the choice. Where `apart` is true, prompt and choice are tokenised each for
+    itself, as lighteval 0.13.0 does. `tokens` and errors as in `score`.
     """
-    pairs = [(prompt, choice) if apart else parted(prompt, choice) for prompt, own in questions for choice in own]
+    pairs = [
+        (prompt, choice) if apart else parted(prompt, choice) for prompt, own in questions for choice in own
+    ]
     found = iter(log_probabilities(model, tokenizer, pairs, title, tokens, apart))
     return [[Score(*next(found), characters(choice)) for choice in own] for _, own in questions]
 
@@ -93,9 +101,9 @@ def score(
 ) -> list[Score]:
     """Scores of answers after their prompts, in the order given and whatever the batches.
 
-    A batch holds up to `tokens` tokens, padding included, or as many as this machine takes well; it is halved where a GPU's memory
-    does not hold it. Prompts that are too long for the model lose their start. Raises Problem for an empty prompt or answer, and for
-    an answer that is too long.
+    A batch holds up to `tokens` tokens, padding included, or as many as this machine takes well; it is halved
+    where a GPU's memory does not hold it. Prompts that are too long for the model lose their start. Raises
+    Problem for an empty prompt or answer, and for an answer that is too long.
     """
     found = log_probabilities(model, tokenizer, pairs, title, tokens)
     return [Score(*one, characters(answer)) for one, (_, answer) in zip(found, pairs)]
@@ -111,11 +119,15 @@ def characters(answer: str) -> int:
     return len(answer.removeprefix(" "))
 
 
-# --- tokens ---------------------------------------------------------------------------------------------------------------
+# --- tokens -------------------------------------------------------------------------------------------------
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], longest: int, apart: bool = False) -> list[Sequence]:
-    """An answer's tokens are those that it adds to its prompt's, or its own where `apart`; `longest` is how many the model reads."""
+def encode(
+    tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], longest: int, apart: bool = False
+) -> list[Sequence]:
+    """An answer's tokens are those that it adds to its prompt's, or its own where `apart`; `longest` is how
+    many the model reads.
+    """
     prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
     ids = dict(zip(prompts, tokenized(tokenizer, prompts)))
     sequences = []
@@ -136,7 +148,7 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[
         yield from tokenizer(texts[start : start + TEXTS], return_attention_mask=False)["input_ids"]
 
 
-# --- rows -----------------------------------------------------------------------------------------------------------------
+# --- rows ---------------------------------------------------------------------------------------------------
 
 
 def lay_out(sequences: dict[int, Sequence], tokens: int) -> list[Row]:
@@ -168,14 +180,18 @@ def common(one: list[int], other: list[int]) -> int:
 
 
 def joins(length: int, shared: int, row: int, tokens: int) -> bool:
-    """Whether a sequence costs less on a row, where its new tokens attend to all that stands there, than on one of its own."""
+    """Whether a sequence costs less on a row, where its new tokens attend to all that stands there, than on
+    one of its own.
+    """
     new = length - shared
     together = new + ((row + new) ** 2 - row**2) / ATTENTION
     return shared > 0 and row + new <= max(tokens, row) and together <= length + length**2 / ATTENTION
 
 
 def inputs(rows: list[Row], device: torch.device) -> dict[str, torch.Tensor]:
-    """input_ids [rows, longest], padded at the end, where nothing sees it; with trees position_ids, and a mask of all pairs."""
+    """input_ids [rows, longest], padded at the end, where nothing sees it; with trees position_ids, and a
+    mask of all pairs.
+    """
     longest = max(len(row.tokens) for row in rows)
     found = {"input_ids": padded([row.tokens for row in rows], longest)}
     if any(row.branches for row in rows):
@@ -189,7 +205,9 @@ def padded(lists: list[list[int]], longest: int) -> torch.Tensor:
 
 
 def mask(row: Row, longest: int) -> np.ndarray:
-    """[longest, longest]: the token of a line sees those of the columns that are True, which lead to it from the root."""
+    """[longest, longest]: the token of a line sees those of the columns that are True, which lead to it from
+    the root.
+    """
     seen = np.tri(longest, dtype=bool)
     ends = [start for start, _ in row.branches[1:]] + [longest]
     for (start, parent), end in zip(row.branches, ends):
@@ -197,7 +215,7 @@ def mask(row: Row, longest: int) -> np.ndarray:
     return seen
 
 
-# --- log-probabilities ----------------------------------------------------------------------------------------------------
+# --- log-probabilities --------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -213,35 +231,53 @@ def log_probabilities(
     sequences = dict(enumerate(encode(tokenizer, pairs, model.config.max_position_embeddings, apart)))
     tokens, found = tokens or batch_tokens(model), {}
     rows = lay_out(sequences, tokens)
-    with by_sdpa(model), tqdm(total=len(pairs), desc=title, unit="answer", leave=False, dynamic_ncols=True, disable=None) as bar:
+    with (
+        by_sdpa(model),
+        tqdm(
+            total=len(pairs), desc=title, unit="answer", leave=False, dynamic_ncols=True, disable=None
+        ) as bar,
+    ):
         while rows:
             batch = rows[: max(1, tokens // len(rows[0].tokens))]
             try:
                 found |= scored(model, batch, sequences)
             except torch.cuda.OutOfMemoryError as error:
                 if len(batch) == 1 and not batch[0].branches:
-                    raise Problem(f"{title}: the GPU has no memory left for {len(batch[0].tokens)} tokens: {CURE}") from error
+                    raise Problem(
+                        f"{title}: the GPU has no memory left for {len(batch[0].tokens)} tokens: {CURE}"
+                    ) from error
                 tokens = len(batch) * len(batch[0].tokens) // 2
-                rows = lay_out({number: sequence for number, sequence in sequences.items() if number not in found}, tokens)
+                rows = lay_out(
+                    {number: sequence for number, sequence in sequences.items() if number not in found},
+                    tokens,
+                )
             else:
                 rows = rows[len(batch) :]
                 bar.update(len(found) - bar.n)
     return [(found[number], len(sequence.answer)) for number, sequence in sequences.items()]
 
 
-def scored(model: PreTrainedModel | PeftModel, rows: list[Row], sequences: dict[int, Sequence]) -> dict[int, float]:
+def scored(
+    model: PreTrainedModel | PeftModel, rows: list[Row], sequences: dict[int, Sequence]
+) -> dict[int, float]:
     """Log-probability of every answer on the rows of a batch, by the sequence's number."""
     states = model.get_decoder()(**inputs(rows, model.device), use_cache=False).last_hidden_state
     asked = [(i, number, columns) for i, row in enumerate(rows) for number, columns in row.answers.items()]
     places = [i * states.shape[1] + column for i, _, columns in asked for column in columns]
     targets = [token for _, number, _ in asked for token in sequences[number].answer]
-    logps = token_log_probabilities(states.flatten(0, 1), model.get_output_embeddings().weight, places, targets)
+    logps = token_log_probabilities(
+        states.flatten(0, 1), model.get_output_embeddings().weight, places, targets
+    )
     sums = (own.sum().item() for own in logps.double().cpu().split([len(columns) for _, _, columns in asked]))
     return {number: logp for (_, number, _), logp in zip(asked, sums)}
 
 
-def token_log_probabilities(states: torch.Tensor, head: torch.Tensor, places: list[int], targets: list[int]) -> torch.Tensor:
-    """Of each target after the hidden state at its place: states [positions, hidden], head [vocabulary, hidden]; float32."""
+def token_log_probabilities(
+    states: torch.Tensor, head: torch.Tensor, places: list[int], targets: list[int]
+) -> torch.Tensor:
+    """Of each target after the hidden state at its place: states [positions, hidden], head [vocabulary,
+    hidden]; float32.
+    """
     distinct, which = torch.tensor(places, device=states.device).unique(return_inverse=True)
     states = states[distinct].float()
     logits = (states[which] * head[targets].float()).sum(1)
@@ -249,7 +285,9 @@ def token_log_probabilities(states: torch.Tensor, head: torch.Tensor, places: li
 
 
 def normalizers(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    """log Σ exp of every state's logits. A sum over parts of the vocabulary, whose weights become float32 one part at a time."""
+    """log Σ exp of every state's logits. A sum over parts of the vocabulary, whose weights become float32 one
+    part at a time.
+    """
     parts = []
     for weights in head.split(TILE[1]):
         weights = weights.float().T
@@ -259,7 +297,9 @@ def normalizers(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def by_sdpa(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """FlashAttention takes no mask of pairs; torch's own attention does, and calls the same kernel where there is no mask."""
+    """FlashAttention takes no mask of pairs; torch's own attention does, and calls the same kernel where
+    there is no mask.
+    """
     before = model.config._attn_implementation
     model.set_attn_implementation("sdpa")
     try:
@@ -269,12 +309,18 @@ def by_sdpa(model: PreTrainedModel | PeftModel) -> Iterator[None]:
 
 
 def batch_tokens(model: PreTrainedModel | PeftModel) -> int:
-    """Tokens of a batch. On a GPU a power of two, so that small changes of free memory do not change the batches.
+    """Tokens of a batch. On a GPU a power of two, so that small changes of free memory do not change the
+    batches.
 
-    One layer's MLP and residuals, all as if in float32, may take half of the free memory; the rest is for masks and logits.
+    One layer's MLP and residuals, all as if in float32, may take half of the free memory; the rest is for
+    masks and logits.
     """
     if model.device.type == "cpu":
         return CPU_TOKENS
-    free = torch.cuda.mem_get_info(model.device)[0] + torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    free = (
+        torch.cuda.mem_get_info(model.device)[0]
+        + torch.cuda.memory_reserved(model.device)
+        - torch.cuda.memory_allocated(model.device)
+    )
     values = 4 * (model.config.intermediate_size + model.config.hidden_size)
     return int(np.clip(2 ** int(np.log2(free / 2 / (4 * values))), *GPU_TOKENS))

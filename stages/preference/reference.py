@@ -1,8 +1,9 @@
-"""Reference log-probabilities, computed once per policy and set of texts and kept on disk, whatever method or β asks for them.
+"""Reference log-probabilities, computed once per policy and set of texts and kept on disk, whatever method or
+β asks for them.
 
-The reference of every method is the policy that its stage starts from. So the policy scores all answers before its first step, and no
-second model or adapter stays in memory. A file is named after a digest of the policy, of how it computes and of every text:
-it cannot go stale. `.cache/` can be deleted at any time.
+The reference of every method is the policy that its stage starts from. So the policy scores all answers
+before its first step, and no second model or adapter stays in memory. A file is named after a digest of the
+policy, of how it computes and of every text: it cannot go stale. `.cache/` can be deleted at any time.
 """
 
 import hashlib
@@ -19,13 +20,18 @@ from transformers import Trainer
 from stages.model.modeling import LIBRARIES
 from stages.settings.files import cache, replace_file
 
-TOKENS = 4096  # of a batch, padding included; a forward pass of so many needs less memory than a training step of two sequences
+# of a batch, padding included; a forward pass of so many needs less memory than a training step of two
+# sequences
+TOKENS = 4096
 KEPT = 50  # files; the oldest go first
 Text = tuple[bytes, bytes]  # tokens of a prompt and of an answer to it, 4 bytes each
 
 
-def add_columns(dataset: Dataset, columns: dict[str, tuple[str, str]], trainer: Trainer, policy: str) -> Dataset:
-    """Add log-probabilities in nats, summed over the answer: new column → (column of prompt tokens, column of answer tokens).
+def add_columns(
+    dataset: Dataset, columns: dict[str, tuple[str, str]], trainer: Trainer, policy: str
+) -> Dataset:
+    """Add log-probabilities in nats, summed over the answer: new column → (column of prompt tokens, column of
+    answer tokens).
 
     `policy` identifies the weights of trainer.model.
     """
@@ -43,7 +49,9 @@ def add_columns(dataset: Dataset, columns: dict[str, tuple[str, str]], trainer: 
 
 
 def log_probabilities(texts: set[Text], trainer: Trainer, policy: str) -> dict[Text, float]:
-    """From disk, or else computed and written there. The batches depend on nothing but the texts, so both are the same numbers."""
+    """From disk, or else computed and written there. The batches depend on nothing but the texts, so both are
+    the same numbers.
+    """
     ordered = sorted(texts, key=lambda text: (-length(text), text))
     folder = cache("reference")
     path = folder / f"{digest(ordered, trainer, policy)}.npy"
@@ -73,7 +81,9 @@ def scored(ordered: list[Text], trainer: Trainer) -> Iterator[float]:
     model, pad = trainer.model, trainer.processing_class.pad_token_id
     training = model.training
     model.eval()
-    with tqdm(total=len(ordered), desc="reference", unit=" answers", disable=None, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=len(ordered), desc="reference", unit=" answers", disable=None, leave=False, dynamic_ncols=True
+    ) as bar:
         for batch in batches(ordered):
             ids, labels = np.full((2, len(batch), length(batch[0])), [[[pad]], [[-100]]])
             for row, (prompt, answer) in enumerate(batch):

@@ -13,7 +13,10 @@ from stages.training.run import load_rows
 
 DATA = Path("data/formatted/preferences/train.parquet")
 WINDOW = 50  # batches within which rows are sorted by length
-BALANCE = (1, 4 / 3)  # of good to bad answers, each kind times its weight, as KTO's authors advise (arXiv 2402.01306, eq. 8)
+BALANCE = (
+    1,
+    4 / 3,
+)  # of good to bad answers, each kind times its weight, as KTO's authors advise (arXiv 2402.01306, eq. 8)
 
 
 def prepared(params: Params, method: str) -> Dataset:
@@ -22,7 +25,9 @@ def prepared(params: Params, method: str) -> Dataset:
     step = settings.batch_size * settings.accumulation
     rows = shuffled(load_rows(DATA, ["prompt", "chosen", "rejected", "tokens"]), params.seed)
     rows = same_for_all(rows, step)
-    rows = pairs(rows, method, step) if METHODS[method].paired else answers(rows, method, params.methods[method])
+    rows = (
+        pairs(rows, method, step) if METHODS[method].paired else answers(rows, method, params.methods[method])
+    )
     return by_length(whole_steps(rows, step), settings.batch_size, params.seed)
 
 
@@ -33,7 +38,9 @@ def shuffled(rows: Dataset, seed: int) -> Dataset:
 
 
 def same_for_all(rows: Dataset, step: int) -> Dataset:
-    """Of rows that are all pairs those that fill steps, also for a method that splits them: so all methods share their reference."""
+    """Of rows that are all pairs those that fill steps, also for a method that splits them: so all methods
+    share their reference.
+    """
     paired = all(all(both) for both in zip(rows["chosen"], rows["rejected"]))
     return rows.select(range(len(rows) // step * step)) if paired and len(rows) >= step else rows
 
@@ -42,9 +49,14 @@ def pairs(rows: Dataset, method: str, step: int) -> Dataset:
     """Those with two answers. Single votes, which have one, are left out and counted."""
     found = [i for i, both in enumerate(zip(rows["chosen"], rows["rejected"])) if all(both)]
     if singles := len(rows) - len(found):
-        said = f"{method} learns from pairs alone, and {singles:,} of {len(rows):,} preferences are single votes"
+        said = (
+            f"{method} learns from pairs alone, and {singles:,} of {len(rows):,} preferences are single votes"
+        )
         if len(found) < step:
-            raise Problem(f"{said}: {len(found)} pairs do not fill a step of {step}; add pairs, or learn from both: -S method=kto")
+            raise Problem(
+                f"{said}: {len(found)} pairs do not fill a step of {step}; add pairs, or learn from both: "
+                "-S method=kto"
+            )
         note(f"{said}: they are left out")
     return rows.select(found)
 
@@ -52,7 +64,12 @@ def pairs(rows: Dataset, method: str, step: int) -> Dataset:
 def answers(rows: Dataset, method: str, own: Method) -> Dataset:
     """Every answer with its label, good or bad: two of a pair, one of a single vote."""
     found = [
-        {"prompt": row["prompt"], "completion": row[answer], "label": answer == "chosen", "tokens": row["tokens"]}
+        {
+            "prompt": row["prompt"],
+            "completion": row[answer],
+            "label": answer == "chosen",
+            "tokens": row["tokens"],
+        }
         for row in rows
         for answer in ("chosen", "rejected")
         if row[answer]
@@ -63,15 +80,23 @@ def answers(rows: Dataset, method: str, own: Method) -> Dataset:
 
 
 def check_balance(good: int, bad: int, method: str, own: Method) -> None:
-    """Say which weight would balance good and bad answers, where they are not. Raises Problem where there is but one kind."""
+    """Say which weight would balance good and bad answers, where they are not. Raises Problem where there is
+    but one kind.
+    """
     if not good or not bad:
-        raise Problem(f"data.preferences gives {good:,} good and {bad:,} bad answers, and {method} learns from both kinds: add the other")
+        raise Problem(
+            f"data.preferences gives {good:,} good and {bad:,} bad answers, and {method} learns from both "
+            "kinds: add the other"
+        )
     ratio, (least, most) = own.desirable_weight * good / (own.undesirable_weight * bad), BALANCE
     if not least <= round(ratio, 1) <= round(most, 1):
         name = "desirable_weight" if ratio < least else "undesirable_weight"
         bounds = (least / ratio, most / ratio) if ratio < least else (ratio / most, ratio / least)
         low, high = (getattr(own, name) * bound for bound in bounds)
-        note(f"{good:,} good and {bad:,} bad answers: methods.{method}.{name} from {low:.2f} to {high:.2f} would balance them")
+        note(
+            f"{good:,} good and {bad:,} bad answers: methods.{method}.{name} from {low:.2f} to {high:.2f} "
+            "would balance them"
+        )
 
 
 def note(text: str) -> None:
@@ -84,25 +109,32 @@ def whole_steps(rows: Dataset, size: int) -> Dataset:
     """The first rows, as many as fill steps of `size`; a rest is left out."""
     if len(rows) < size:
         raise Problem(
-            f"data.preferences gives {len(rows)} rows to train on, fewer than one step of {size} (batch_size x accumulation): add rows, "
+            f"data.preferences gives {len(rows)} rows to train on, fewer than one step of {size} "
+            "(batch_size x accumulation): add rows, "
             "or lower accumulation"
         )
     return rows.select(range(len(rows) // size * size))
 
 
 def by_length(rows: Dataset, batch_size: int, seed: int) -> Dataset:
-    """Shuffle rows into batches of similar length (little padding), the batch of the longest first: it shows at once whether
-    memory is enough.
+    """Shuffle rows into batches of similar length (little padding), the batch of the longest first: it shows
+    at once whether memory is enough.
 
-    Shuffled, so that a KTO step holds both labels, which TRL's own unpairing leaves in blocks; in this order, because KTO's
-    mismatched pairs are made of neighbours.
+    Shuffled, so that a KTO step holds both labels, which TRL's own unpairing leaves in blocks; in this order,
+    because KTO's mismatched pairs are made of neighbours.
     """
     rng, lengths = random.Random(seed), rows["tokens"]
     order = list(range(len(rows)))
     rng.shuffle(order)
     size = batch_size * WINDOW
-    windows = [sorted(order[start : start + size], key=lambda i: -lengths[i]) for start in range(0, len(order), size)]
-    batches = [window[start : start + batch_size] for window in windows for start in range(0, len(window), batch_size)]
+    windows = [
+        sorted(order[start : start + size], key=lambda i: -lengths[i]) for start in range(0, len(order), size)
+    ]
+    batches = [
+        window[start : start + batch_size]
+        for window in windows
+        for start in range(0, len(window), batch_size)
+    ]
     rng.shuffle(batches)
     longest = max(range(len(batches)), key=lambda place: lengths[batches[place][0]])
     batches.insert(0, batches.pop(longest))

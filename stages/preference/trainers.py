@@ -1,4 +1,6 @@
-"""TRL's preference trainers with a reference that is looked up, the trainer that TRL lacks, and how each method gets its own."""
+"""TRL's preference trainers with a reference that is looked up, the trainer that TRL lacks, and how each
+method gets its own.
+"""
 
 from pathlib import Path
 
@@ -16,10 +18,12 @@ from stages.training.run import arguments
 
 
 class LookedUp:
-    """A preference trainer for a policy that is its own reference before its first step: no second model or adapter stays in memory.
+    """A preference trainer for a policy that is its own reference before its first step: no second model or
+    adapter stays in memory.
 
-    Wants precompute_ref_log_probs=True. TRL would fill in the reference's log-probabilities when the trainer is made, but then it has
-    changed the precision of the adapter: where there is a reference, `add_reference` does it later.
+    Wants precompute_ref_log_probs=True. TRL would fill in the reference's log-probabilities when the trainer
+    is made, but then it has changed the precision of the adapter: where there is a reference, `add_reference`
+    does it later.
     """
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
@@ -31,7 +35,10 @@ class LookedUp:
 class PairTrainer(LookedUp, DPOTrainer):
     def add_reference(self, policy: str) -> None:
         """`policy` identifies the weights of the model, which nothing has trained yet."""
-        pairs = {"ref_chosen_logps": ("prompt_ids", "chosen_ids"), "ref_rejected_logps": ("prompt_ids", "rejected_ids")}
+        pairs = {
+            "ref_chosen_logps": ("prompt_ids", "chosen_ids"),
+            "ref_rejected_logps": ("prompt_ids", "rejected_ids"),
+        }
         self.train_dataset = reference.add_columns(self.train_dataset, pairs, self, policy)
 
 
@@ -40,12 +47,15 @@ class SingleTrainer(LookedUp, KTOTrainer):
 
     def add_reference(self, policy: str) -> None:
         for name, answers in (("ref_logps", "completion_ids"), ("ref_KL_logps", "KL_completion_ids")):
-            self.train_dataset = reference.add_columns(self.train_dataset, {name: ("prompt_ids", answers)}, self, policy)
+            self.train_dataset = reference.add_columns(
+                self.train_dataset, {name: ("prompt_ids", answers)}, self, policy
+            )
 
 
 class ReferenceFreeTrainer(LookedUp, DPOTrainer):
-    """CPO, SimPO and ORPO. The losses are those of trl.experimental, which builds the whole logits (7B at 2,048 tokens cannot
-    afford that in 12 GB); here log-probabilities come in chunks, from DPOTrainer's fused LM head.
+    """CPO, SimPO and ORPO. The losses are those of trl.experimental, which builds the whole logits (7B at
+    2,048 tokens cannot afford that in 12 GB); here log-probabilities come in chunks, from DPOTrainer's fused
+    LM head.
     """
 
     def __init__(self, *args, loss: str, sft_weight: float | None, simpo_gamma: float | None, **kwargs):
@@ -54,8 +64,12 @@ class ReferenceFreeTrainer(LookedUp, DPOTrainer):
 
     def _compute_loss(self, model, inputs, return_outputs):
         text, answer = inputs["attention_mask"], inputs["completion_mask"][:, 1:]
-        labels = inputs["input_ids"].masked_fill((text if self.loss == "orpo" else inputs["completion_mask"]) == 0, -100)
-        outputs = model(inputs["input_ids"], attention_mask=text, labels=labels, use_cache=False, fused_lm_head=True)
+        labels = inputs["input_ids"].masked_fill(
+            (text if self.loss == "orpo" else inputs["completion_mask"]) == 0, -100
+        )
+        outputs = model(
+            inputs["input_ids"], attention_mask=text, labels=labels, use_cache=False, fused_lm_head=True
+        )
         token_logps, counts = outputs.log_probs, answer.sum(1)
         sums = (token_logps * answer).sum(1)
         (chosen, rejected), (chosen_mean, rejected_mean) = sums.chunk(2), (sums / counts).chunk(2)
@@ -79,7 +93,8 @@ class ReferenceFreeTrainer(LookedUp, DPOTrainer):
         """What DPOTrainer logs, over all processes; tensors of one value per pair, and the attention mask."""
         margins = chosen_rewards - rejected_rewards
         values = {
-            "rewards/chosen": chosen_rewards, "rewards/rejected": rejected_rewards, "rewards/margins": margins,
+            "rewards/chosen": chosen_rewards, "rewards/rejected": rejected_rewards,
+            "rewards/margins": margins,
             "rewards/accuracies": (margins > 0).float(), "logps/chosen": chosen, "logps/rejected": rejected,
         }  # fmt: skip
         metrics = self._metrics["train"]
@@ -94,18 +109,26 @@ def log1mexp(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x > -0.693, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
-def build(params: Params, method: str, parent: Path, beta_factor: float = 1.0) -> PairTrainer | SingleTrainer | ReferenceFreeTrainer:
+def build(
+    params: Params, method: str, parent: Path, beta_factor: float = 1.0
+) -> PairTrainer | SingleTrainer | ReferenceFreeTrainer:
     """The trainer of a method, its policy loaded from `parent`."""
     kind, own = METHODS[method], params.methods[method]
     weights, settings = params.chosen_model.weights, params.chosen_model.preference
-    common = arguments(params, settings, params.preference, own.epochs, settings.learning_rate * own.learning_rate_factor) | {
+    common = arguments(
+        params, settings, params.preference, own.epochs, settings.learning_rate * own.learning_rate_factor
+    ) | {
         "beta": own.beta * beta_factor,
         "precompute_ref_log_probs": True,  # by reference.py
         "train_sampling_strategy": "sequential",
     }
     rows = prepared(params, method)
     model = modeling.load_checkpoint(weights, parent, trainable=True)
-    given = {"model": model, "processing_class": modeling.load_tokenizer(params.prompt), "train_dataset": rows}
+    given = {
+        "model": model,
+        "processing_class": modeling.load_tokenizer(params.prompt),
+        "train_dataset": rows,
+    }
     with modeling.trained_in_fp32(model):
         if kind.trainer == "kto":
             balance = {"desirable_weight": own.desirable_weight, "undesirable_weight": own.undesirable_weight}

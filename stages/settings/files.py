@@ -1,4 +1,6 @@
-"""Atomic writes: a reader sees the old file or the whole new one, never a half. JSON, both ways; hashes; where caches lie."""
+"""Atomic writes: a reader sees the old file or the whole new one, never a half. JSON, both ways; hashes;
+where caches lie.
+"""
 
 import hashlib
 import json
@@ -12,7 +14,9 @@ from typing import Any
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` to write to; it takes the place of `path` when the block ends well."""
+    """Yield a temporary path beside `path` to write to; it takes the place of `path` when the block ends
+    well.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -24,7 +28,9 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder: yield an empty temporary one that takes the place of `path` when the block ends well."""
+    """The same for a folder: yield an empty temporary one that takes the place of `path` when the block ends
+    well.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -38,7 +44,9 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def cache(name: str) -> Path:
-    """A folder for what can be made again, beside the repository's other caches, also where an experiment runs in a temporary copy."""
+    """A folder for what can be made again, beside the repository's other caches, also where an experiment
+    runs in a temporary copy.
+    """
     return Path(os.environ.get("DVC_ROOT", "."), ".cache", name)
 
 

@@ -17,11 +17,20 @@ def repository_folder(kind: str, repo: str) -> Path:
 
 
 def base_folder(manifest: Path = MANIFEST) -> Path:
-    """The folder of the base model that models/base.json names. Raises Problem where its files are not those recorded."""
+    """The folder of the base model that models/base.json names. Raises Problem where its files are not those
+    recorded.
+    """
     base = read_json(manifest)
     on_hub = "repo" in base
-    folder = repository_folder("model", base["repo"]) / "snapshots" / base["commit"] if on_hub else Path(base["path"])
+    folder = (
+        repository_folder("model", base["repo"]) / "snapshots" / base["commit"]
+        if on_hub
+        else Path(base["path"])
+    )
     for name, file in base["files"].items():
         if not is_there(folder / name, file["size"]):
-            raise Problem(f"{manifest} names {name} with {file['size']:,} bytes, but that is not in {folder}: run `dvc repro -f base`")
+            raise Problem(
+                f"{manifest} names {name} with {file['size']:,} bytes, but that is not in {folder}: run "
+                "`dvc repro -f base`"
+            )
     return folder

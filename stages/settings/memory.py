@@ -1,12 +1,13 @@
 """The GPU memory plan: what a training run needs, from its configuration alone, before anything is loaded.
 
-Sums over tensor shapes, in bytes unless a name says otherwise; GB here is 2**30 bytes, as graphics cards are sold and as
-metrics/train_*.json count. What is live when was read off the code that runs: transformers' Qwen2 and Qwen3 layers, PEFT's
-LoRA layers, bitsandbytes' 4-bit product, TRL's chunked log-probabilities. tests/test_memory.py measures every part on a
-CPU with small models; nothing here has been measured on a GPU.
+Sums over tensor shapes, in bytes unless a name says otherwise; GB here is 2**30 bytes, as graphics cards are
+sold and as metrics/train_*.json count. What is live when was read off the code that runs: transformers' Qwen2
+and Qwen3 layers, PEFT's LoRA layers, bitsandbytes' 4-bit product, TRL's chunked log-probabilities.
+tests/test_memory.py measures every part on a CPU with small models; nothing here has been measured on a GPU.
 
-Attention is taken as the GPU's memory-efficient kernel, which keeps q, k, v, its output, the log-sum-exp and the mask. A
-mask is assumed: packed documents and padded pairs both need one, and then k and v are repeated to as many heads as q.
+Attention is taken as the GPU's memory-efficient kernel, which keeps q, k, v, its output, the log-sum-exp and
+the mask. A mask is assumed: packed documents and padded pairs both need one, and then k and v are repeated to
+as many heads as q.
 """
 
 import json
@@ -29,7 +30,7 @@ TILE = (4096, 32768)  # tokens × vocabulary of TRL's chunks: TOKEN_CHUNK_SIZE a
 REFERENCE_TOKENS = 4096  # of a no-grad batch of reference log-probabilities; a longer sequence stands alone
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
+# --- models -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,15 @@ def shape_from(config: dict) -> Shape | None:
 
 # From the published config.json, so that a plan needs no download.
 SHAPES = {
-    "Qwen/Qwen3-1.7B-Base": Shape(2048, 28, 6144, 16, 8, 128, 151936, tied=True, attention_bias=False, qk_norm=True),
-    "Qwen/Qwen2.5-3B": Shape(2048, 36, 11008, 16, 2, 128, 151936, tied=True, attention_bias=True, qk_norm=False),
-    "Qwen/Qwen2.5-7B": Shape(3584, 28, 18944, 28, 4, 128, 152064, tied=False, attention_bias=True, qk_norm=False),
+    "Qwen/Qwen3-1.7B-Base": Shape(
+        2048, 28, 6144, 16, 8, 128, 151936, tied=True, attention_bias=False, qk_norm=True
+    ),
+    "Qwen/Qwen2.5-3B": Shape(
+        2048, 36, 11008, 16, 2, 128, 151936, tied=True, attention_bias=True, qk_norm=False
+    ),
+    "Qwen/Qwen2.5-7B": Shape(
+        3584, 28, 18944, 28, 4, 128, 152064, tied=False, attention_bias=True, qk_norm=False
+    ),
 }
 
 
@@ -136,12 +143,14 @@ def fetched(repo: str) -> Path | None:
         return None
 
 
-# --- a training run ---------------------------------------------------------------------------------------------------
+# --- a training run -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run, as far as its memory goes. `rows` is how many sequences a row of a batch is: a pair is two."""
+    """One training run, as far as its memory goes. `rows` is how many sequences a row of a batch is: a pair
+    is two.
+    """
 
     stage: str  # sft, dpo or refine-<method>
     key: str  # of its settings in params.yaml
@@ -175,17 +184,23 @@ class Run:
 
     @property
     def outputs(self) -> int:
-        """Bytes of a value that a linear layer gives. PEFT's DoRA promotes it to fp32, and only 16-bit layers cast it back."""
+        """Bytes of a value that a linear layer gives. PEFT's DoRA promotes it to fp32, and only 16-bit layers
+        cast it back.
+        """
         return FLOAT32 if self.lora and self.lora.dora and self.quantization == "nf4" else self.width
 
     @property
     def residual(self) -> int:
-        """Bytes of a value between layers: weights trained in full are fp32, and so is the embedding of a token."""
+        """Bytes of a value between layers: weights trained in full are fp32, and so is the embedding of a
+        token.
+        """
         return self.outputs if self.lora else FLOAT32
 
     @property
     def casts(self) -> bool:
-        """PEFT casts the input of an adapter to fp32, except on a 4-bit layer under autocast, where it leaves it."""
+        """PEFT casts the input of an adapter to fp32, except on a 4-bit layer under autocast, where it leaves
+        it.
+        """
         return self.lora is not None and self.width < FLOAT32 and self.quantization == "none"
 
     @property
@@ -197,7 +212,9 @@ class Run:
 
 
 def weights_bytes(shape: Shape, quantization: str, width: int) -> float:
-    """The model's own weights. nf4: 4 bits a value, a byte per 64 and an fp32 per 256 of those (arXiv 2305.14314, section 3)."""
+    """The model's own weights. nf4: 4 bits a value, a byte per 64 and an fp32 per 256 of those (arXiv
+    2305.14314, section 3).
+    """
     if quantization == "none":
         return shape.parameters * width
     return shape.linear_parameters * (1 / 2 + 1 / 64 + FLOAT32 / (64 * 256)) + shape.other_parameters * width
@@ -208,7 +225,9 @@ def trained_parameters(run: Run) -> int:
     if not run.lora:
         return run.shape.parameters
     r, dora = run.lora.r, run.lora.dora
-    return run.shape.layers * sum(r * (inputs + outputs) + dora * outputs for inputs, outputs in run.targets.values())
+    return run.shape.layers * sum(
+        r * (inputs + outputs) + dora * outputs for inputs, outputs in run.targets.values()
+    )
 
 
 def copied_parameters(run: Run) -> int:
@@ -219,29 +238,42 @@ def copied_parameters(run: Run) -> int:
 
 
 def optimizer_bytes(optimizer: str, parameters: int) -> float:
-    """AdamW's two moments: fp32, or 8 bit with an fp32 per block of 256. Paged ones count as if they stayed on the GPU."""
+    """AdamW's two moments: fp32, or 8 bit with an fp32 per block of 256. Paged ones count as if they stayed
+    on the GPU.
+    """
     return parameters * 2 * (FLOAT32 if optimizer == "adamw" else 1 + FLOAT32 / 256)
 
 
 def layer_bytes(run: Run) -> float:
     """What one decoder layer keeps for its backward pass."""
     shape, width = run.shape, run.width
-    norms = 2 * FLOAT32 * shape.hidden + FLOAT32 * (shape.query + shape.key_value) * shape.qk_norm  # computed in fp32
+    norms = (
+        2 * FLOAT32 * shape.hidden + FLOAT32 * (shape.query + shape.key_value) * shape.qk_norm
+    )  # computed in fp32
     if not run.lora:
-        norms += 2 * FLOAT32 * shape.hidden + width * (shape.query + shape.key_value) * shape.qk_norm  # their output, for their weight
+        norms += (
+            2 * FLOAT32 * shape.hidden + width * (shape.query + shape.key_value) * shape.qk_norm
+        )  # their output, for their weight
     attention = width * 4 * shape.query + FLOAT32 * shape.heads
     mlp = run.outputs * 3 * shape.intermediate  # gate, silu(gate), up
     inputs = sum(input_bytes(run, group) for group in INPUTS)
     return run.tokens * (norms + attention + mlp + inputs) + run.mask * width + adapter_bytes(run)
 
 
-INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))  # linear layers with one input
+INPUTS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("o_proj",),
+    ("gate_proj", "up_proj"),
+    ("down_proj",),
+)  # linear layers with one input
 
 
 def input_bytes(run: Run, group: tuple[str, ...]) -> float:
-    """Per token: the input of linear layers that share one, as far as they are trained; a frozen layer keeps none.
+    """Per token: the input of linear layers that share one, as far as they are trained; a frozen layer keeps
+    none.
 
-    With dropout, or where it is cast, every layer keeps its own. The input of o_proj is attention's output, which is kept anyway.
+    With dropout, or where it is cast, every layer keeps its own. The input of o_proj is attention's output,
+    which is kept anyway.
     """
     trained = [run.targets[name] for name in group if name in run.targets]
     if not trained:
@@ -254,62 +286,95 @@ def input_bytes(run: Run, group: tuple[str, ...]) -> float:
 
 
 def adapter_bytes(run: Run) -> float:
-    """What LoRA keeps between A and B; with DoRA the outputs of both branches, and a matrix where there is dropout."""
+    """What LoRA keeps between A and B; with DoRA the outputs of both branches, and a matrix where there is
+    dropout.
+    """
     if not run.lora:
         return 0
     r, dora, width = run.lora.r, run.lora.dora, run.width
-    matrix = dora and run.lora.dropout > 0  # PEFT then multiplies once more with the cast or dequantised weight
-    return sum(width * (run.tokens * (r + 2 * outputs * dora) + inputs * outputs * matrix) for inputs, outputs in run.targets.values())
+    matrix = (
+        dora and run.lora.dropout > 0
+    )  # PEFT then multiplies once more with the cast or dequantised weight
+    return sum(
+        width * (run.tokens * (r + 2 * outputs * dora) + inputs * outputs * matrix)
+        for inputs, outputs in run.targets.values()
+    )
 
 
 def temporaries(run: Run) -> float:
-    """The most that one layer needs beside what it keeps. It is around the product of the MLP, at the end of the forward
-    pass (product, PEFT's fp32 copy of it and that after dropout) or early in the backward pass (three gradients of the
-    product, its saved input being freed)."""
+    """The most that one layer needs beside what it keeps. It is around the product of the MLP, at the end of
+    the forward pass (product, PEFT's fp32 copy of it and that after dropout) or early in the backward pass
+    (three gradients of the product, its saved input being freed)."""
     shape, width = run.shape, run.outputs
     product = width if (run.lora and run.lora.dropout) or run.casts else 0
     copies = FLOAT32 * (2 if run.lora.dropout else 1) if run.casts and "down_proj" in run.targets else 0
     forward = run.tokens * ((product + copies) * shape.intermediate + 5 * run.residual * shape.hidden)
     gradient = run.tokens * width * shape.intermediate
-    buffer = run.width * shape.largest_linear if run.quantization == "nf4" else 0  # down_proj, dequantised for the second of the three
-    backward = 2 * gradient + max(gradient, buffer) + run.tokens * (2 * run.residual * shape.hidden - input_bytes(run, ("down_proj",)))
-    head = FLOAT32 * shape.vocabulary * shape.hidden if shape.tied and not run.lora else 0  # its gradient waits for the embedding's
+    buffer = (
+        run.width * shape.largest_linear if run.quantization == "nf4" else 0
+    )  # down_proj, dequantised for the second of the three
+    backward = (
+        2 * gradient
+        + max(gradient, buffer)
+        + run.tokens * (2 * run.residual * shape.hidden - input_bytes(run, ("down_proj",)))
+    )
+    head = (
+        FLOAT32 * shape.vocabulary * shape.hidden if shape.tied and not run.lora else 0
+    )  # its gradient waits for the embedding's
     return max(forward, backward) + head + dora_bytes(run) + copied_parameters(run) * run.width / shape.layers
 
 
 def dora_bytes(run: Run) -> float:
-    """PEFT computes B·A as B(A(identity)), so a square of the inputs, then adds it to the weight for its norm."""
+    """PEFT computes B·A as B(A(identity)), so a square of the inputs, then adds it to the weight for its
+    norm.
+    """
     if not (run.lora and run.lora.dora):
         return 0
     cast = run.width if run.width < FLOAT32 else 0
     matrix = FLOAT32 if run.casts else run.width
     squares = [(FLOAT32 + cast) * inputs**2 for inputs, _ in run.targets.values()]
-    norms = [(cast or FLOAT32) * inputs**2 + 4 * matrix * inputs * outputs for inputs, outputs in run.targets.values()]
+    norms = [
+        (cast or FLOAT32) * inputs**2 + 4 * matrix * inputs * outputs
+        for inputs, outputs in run.targets.values()
+    ]
     return max(squares + norms, default=0)
 
 
 def logprob_bytes(run: Run) -> float:
     """TRL's fused LM head, if every token is trained: one tile of logits, never the whole.
 
-    Per token the fp32 input of the final norm, its output and a copy of that. Beside them either what autocast has cast
-    (end of the forward pass), or the fp32 gradient per token and of a trained LM head, with a 16-bit chunk of it.
+    Per token the fp32 input of the final norm, its output and a copy of that. Beside them either what
+    autocast has cast (end of the forward pass), or the fp32 gradient per token and of a trained LM head, with
+    a 16-bit chunk of it.
     """
     hidden, width = run.shape.hidden, run.width
     tile = min(run.tokens, TILE[0]) * TILE[1] * width
-    head = 0 if run.lora else FLOAT32 * run.shape.vocabulary * hidden + (TILE[1] * hidden * width if width < FLOAT32 else 0)
+    head = (
+        0
+        if run.lora
+        else FLOAT32 * run.shape.vocabulary * hidden + (TILE[1] * hidden * width if width < FLOAT32 else 0)
+    )
     copies = copied_parameters(run) * width if run.checkpointing else 0
-    return run.tokens * hidden * (FLOAT32 + 2 * run.residual) + tile + max(copies, run.tokens * hidden * FLOAT32 + head)
+    return (
+        run.tokens * hidden * (FLOAT32 + 2 * run.residual)
+        + tile
+        + max(copies, run.tokens * hidden * FLOAT32 + head)
+    )
 
 
 def embedding_bytes(run: Run) -> float:
-    """The last gradient of a model trained in full: the embedding's. Where it is tied, the LM head's and their sum are alive too."""
+    """The last gradient of a model trained in full: the embedding's. Where it is tied, the LM head's and
+    their sum are alive too.
+    """
     return 0 if run.lora else FLOAT32 * run.shape.vocabulary * run.shape.hidden * (3 if run.shape.tied else 1)
 
 
 def reference_bytes(run: Run) -> float:
-    """A batch of reference log-probabilities, without gradients: the larger of one layer's MLP and the LM head.
+    """A batch of reference log-probabilities, without gradients: the larger of one layer's MLP and the LM
+    head.
 
-    In the MLP silu(gate) and what up_proj adds up: outputs of weight and adapter, their sum. What autocast has cast stays.
+    In the MLP silu(gate) and what up_proj adds up: outputs of weight and adapter, their sum. What autocast
+    has cast stays.
     """
     shape, width = run.shape, run.width
     tokens = max(REFERENCE_TOKENS, run.length)
@@ -324,12 +389,14 @@ def reference_bytes(run: Run) -> float:
 def parts(run: Run) -> dict[str, float]:
     """What a run needs, part by part; the sum is its peak.
 
-    Of the phases that do not overlap only the largest counts: the log-probabilities or the backward pass of one layer, over
-    the activations; or, for what they need beyond that, two phases without activations: the gradient of the embedding, and
-    the reference pass, at which there are no gradients and no optimiser yet.
+    Of the phases that do not overlap only the largest counts: the log-probabilities or the backward pass of
+    one layer, over the activations; or, for what they need beyond that, two phases without activations: the
+    gradient of the embedding, and the reference pass, at which there are no gradients and no optimiser yet.
     """
     trained, copies = trained_parameters(run), copied_parameters(run) * run.width
-    kept = run.shape.layers * (run.tokens * run.shape.hidden * run.residual if run.checkpointing else layer_bytes(run))
+    kept = run.shape.layers * (
+        run.tokens * run.shape.hidden * run.residual if run.checkpointing else layer_bytes(run)
+    )
     backward = temporaries(run) + (layer_bytes(run) if run.checkpointing else 0)
     logprobs = logprob_bytes(run)
     found = {
@@ -343,7 +410,9 @@ def parts(run: Run) -> dict[str, float]:
         "backward of one layer": backward if backward >= logprobs else 0,
         "log-probabilities": logprobs if logprobs > backward else 0,
     }
-    found["gradient of the embedding"] = max(0, embedding_bytes(run) - found["activations"] - max(backward, logprobs))
+    found["gradient of the embedding"] = max(
+        0, embedding_bytes(run) - found["activations"] - max(backward, logprobs)
+    )
     before = found["weights"] + found["adapters"] + CONTEXT + reference_bytes(run) if run.reference else 0
     found["reference pass"] = max(0, before - sum(found.values()))
     return {name: size for name, size in found.items() if size}
@@ -355,7 +424,9 @@ def predicted(run: Run) -> float:
 
 
 def inference(shape: Shape, quantization: str, dtype: str, length: int) -> dict[str, float]:
-    """Generating one answer, prompt and answer being `length` tokens: weights, cache of keys and values, one layer at work."""
+    """Generating one answer, prompt and answer being `length` tokens: weights, cache of keys and values, one
+    layer at work.
+    """
     width = BYTES[dtype]
     buffer = width * shape.largest_linear if quantization == "nf4" else 0
     return {
@@ -366,7 +437,7 @@ def inference(shape: Shape, quantization: str, dtype: str, length: int) -> dict[
     }
 
 
-# --- params.yaml ------------------------------------------------------------------------------------------------------
+# --- params.yaml --------------------------------------------------------------------------------------------
 
 
 def runs(params: Params) -> list[Run]:
@@ -377,9 +448,11 @@ def runs(params: Params) -> list[Run]:
 
 
 def run_of(params: Params, name: str, stage: str, method: str | None) -> Run | None:
-    """The run of a model by its name in params.yaml: of sft (no method, or continued), or of a preference stage by a method.
+    """The run of a model by its name in params.yaml: of sft (no method, or continued), or of a preference
+    stage by a method.
 
-    A pair is two sequences. KTO takes single answers; its second forward pass, for the KL, is without gradients and smaller.
+    A pair is two sequences. KTO takes single answers; its second forward pass, for the KL, is without
+    gradients and smaller.
     """
     model = params.models[name]
     method = None if method == "continued" else method
@@ -403,11 +476,15 @@ def run_of(params: Params, name: str, stage: str, method: str | None) -> Run | N
     if not method:
         return run
     kind = METHODS[method]
-    return replace(run, rows=2 if kind.paired else 1, reference=kind.has_reference, least_batch=kind.min_batch_size)
+    return replace(
+        run, rows=2 if kind.paired else 1, reference=kind.has_reference, least_batch=kind.min_batch_size
+    )
 
 
 def check(params: Params) -> None:
-    """Raise Problem, in one line with the cure, for the first run ahead that does not fit hardware.vram_gb."""
+    """Raise Problem, in one line with the cure, for the first run ahead that does not fit
+    hardware.vram_gb.
+    """
     vram_gb = params.hardware.vram_gb
     for run in runs(params):
         if predicted(run) > vram_gb:
@@ -416,14 +493,19 @@ def check(params: Params) -> None:
 
 
 def advice(params: Params, stage: str) -> str:
-    """For a run that the GPU's memory did not hold though the plan did: the nearest setting that needs a tenth less, in one line.
+    """For a run that the GPU's memory did not hold though the plan did: the nearest setting that needs a
+    tenth less, in one line.
 
     `params` is the whole file; `stage` is sft, dpo or refine@<method>.
     """
     run = next((run for run in runs(params) if run.stage == stage), None)
     if run is None:
-        return f"{stage} ran out of GPU memory: lower batch_size (and raise accumulation) or prompt.max_length"
-    return explain(run, f"{stage} ran out of GPU memory; {predicted(run):.1f} GB were predicted", 0.9 * predicted(run))
+        return (
+            f"{stage} ran out of GPU memory: lower batch_size (and raise accumulation) or prompt.max_length"
+        )
+    return explain(
+        run, f"{stage} ran out of GPU memory; {predicted(run):.1f} GB were predicted", 0.9 * predicted(run)
+    )
 
 
 def explain(run: Run, problem: str, limit: float) -> str:
@@ -431,9 +513,15 @@ def explain(run: Run, problem: str, limit: float) -> str:
     cured = cure(run, limit)
     if cured is None:
         other = "" if run.lora else ", or give sft.lora"
-        return f"{run.key}.batch_size is {run.batch_size}: {problem}, and no smaller setting helps: choose a smaller `model`{other}"
+        return (
+            f"{run.key}.batch_size is {run.batch_size}: {problem}, and no smaller setting helps: choose "
+            f"a smaller `model`{other}"
+        )
     (key, value, _), *_ = changed = changes(run, cured)
-    return f"{key} is {value}: {problem}; {', '.join(text for *_, text in changed)} needs {predicted(cured):.1f} GB"
+    return (
+        f"{key} is {value}: {problem}; {', '.join(text for *_, text in changed)} needs "
+        f"{predicted(cured):.1f} GB"
+    )
 
 
 def cure(run: Run, limit: float) -> Run | None:
@@ -442,12 +530,20 @@ def cure(run: Run, limit: float) -> Run | None:
 
 
 def candidates(run: Run) -> Iterator[Run]:
-    """Nearest first: checkpointing, then a smaller batch with the same rows per step, then 4-bit weights, then shorter rows."""
+    """Nearest first: checkpointing, then a smaller batch with the same rows per step, then 4-bit weights,
+    then shorter rows.
+    """
     product = run.batch_size * run.accumulation
     batches = [size for size in range(run.batch_size, run.least_batch - 1, -1) if product % size == 0]
     for quantization in dict.fromkeys([run.quantization, "nf4" if run.lora else run.quantization]):
         for size in batches:
-            last = replace(run, checkpointing=True, batch_size=size, accumulation=product // size, quantization=quantization)
+            last = replace(
+                run,
+                checkpointing=True,
+                batch_size=size,
+                accumulation=product // size,
+                quantization=quantization,
+            )
             yield last
     for length in range((run.length - 1) // 128 * 128, 0, -128):
         yield replace(last, length=length)
@@ -459,9 +555,17 @@ def changes(old: Run, new: Run) -> list[tuple[str, object, str]]:
     if new.checkpointing != old.checkpointing:
         found.append((f"{old.key}.gradient_checkpointing", "false", "gradient_checkpointing true"))
     if new.batch_size != old.batch_size:
-        found.append((f"{old.key}.batch_size", old.batch_size, f"batch_size {new.batch_size} with accumulation {new.accumulation}"))
+        found.append(
+            (
+                f"{old.key}.batch_size",
+                old.batch_size,
+                f"batch_size {new.batch_size} with accumulation {new.accumulation}",
+            )
+        )
     if new.quantization != old.quantization:
-        found.append((f"{old.key.rsplit('.', 1)[0]}.weights.quantization", old.quantization, "quantization nf4"))
+        found.append(
+            (f"{old.key.rsplit('.', 1)[0]}.weights.quantization", old.quantization, "quantization nf4")
+        )
     if new.length != old.length:
         found.append(("prompt.max_length", old.length, f"prompt.max_length {new.length}"))
     return found

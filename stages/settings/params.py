@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from stages.settings.errors import Problem
 from stages.settings.methods import METHODS
@@ -11,18 +20,27 @@ from stages.text.prompts import TEMPLATES
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
-Name = Annotated[str, Field(pattern=r"^[\w-]+$")]  # of a dataset: also of its file, and of a key that -S can write
+Name = Annotated[
+    str, Field(pattern=r"^[\w-]+$")
+]  # of a dataset: also of its file, and of a key that -S can write
 Amount = Annotated[Any, AfterValidator(lambda value: _amount(value))]
 # What a dataset is for → the layout of its rows: continued training takes rows like those of sft.
-ROLES = {"instructions": "instructions", "preferences": "preferences", "continued": "instructions", "benchmarks": "benchmarks"}
+ROLES = {
+    "instructions": "instructions",
+    "preferences": "preferences",
+    "continued": "instructions",
+    "benchmarks": "benchmarks",
+}
 
 # What evaluate measures beside the benchmarks.
 LOWER_IS_BETTER = {
-    "validation_loss", "byte_perplexity", "place_bias", "loop_rate", "repetition", "empty_rate", "markup_rate", "latin_share", "cjk_share",
+    "validation_loss", "byte_perplexity", "place_bias", "loop_rate", "repetition", "empty_rate",
+    "markup_rate", "latin_share", "cjk_share",
     "divergence",
 }  # fmt: skip
 HIGHER_IS_BETTER = {
-    "preference", "preference_margin", "preference_accuracy_per_token", "stop_rate", "distinct_2", "arabic_share", "length_ratio", "chrf",
+    "preference", "preference_margin", "preference_accuracy_per_token", "stop_rate", "distinct_2",
+    "arabic_share", "length_ratio", "chrf",
 }  # fmt: skip
 
 
@@ -31,12 +49,17 @@ class Section(BaseModel):
 
     def __getattr__(self, name: str) -> Any:
         if name in type(self).model_fields:  # left out by `only`
-            raise Problem(f"dvc.yaml declares no parameter that covers `{name}` ({type(self).__name__}) for this stage: add it there")
+            raise Problem(
+                f"dvc.yaml declares no parameter that covers `{name}` ({type(self).__name__}) for this "
+                "stage: add it there"
+            )
         raise AttributeError(name)
 
 
 class Source(Section):
-    """Where a dataset comes from and how its columns become ours: by `columns`, or by an `adapter` of stages/sources/catalog.py."""
+    """Where a dataset comes from and how its columns become ours: by `columns`, or by an `adapter` of
+    stages/sources/catalog.py.
+    """
 
     builtin: Literal["skills"] | None = None
     repo: str | None = None
@@ -52,7 +75,9 @@ class Source(Section):
         if self.repo and not self.revision:
             raise ValueError("needs a `revision` beside `repo`: a commit, a tag or main")
         if not self.builtin and (self.columns is None) == (self.adapter is None):
-            raise ValueError("needs `columns` (our column names and the dataset's) or an `adapter`, and not both")
+            raise ValueError(
+                "needs `columns` (our column names and the dataset's) or an `adapter`, and not both"
+            )
         return self
 
 
@@ -68,7 +93,11 @@ class Own(Source, Rows):
 
 
 def _is_own(value: Any) -> str:
-    return "[own]" if isinstance(value, Own) or (isinstance(value, dict) and set(value) & set(Source.model_fields)) else "[rows]"
+    return (
+        "[own]"
+        if isinstance(value, Own) or (isinstance(value, dict) and set(value) & set(Source.model_fields))
+        else "[rows]"
+    )
 
 
 Wanted = Annotated[
@@ -180,7 +209,9 @@ class SftTraining(Training):
 
 
 class Weights(Section):
-    """Where a base model comes from and how it is held in memory: a hub `repo` at a `revision`, or a local `path`."""
+    """Where a base model comes from and how it is held in memory: a hub `repo` at a `revision`, or a local
+    `path`.
+    """
 
     repo: str | None = None
     path: str | None = None
@@ -237,7 +268,9 @@ class Nano(Section):
 
 
 class Params(Section):
-    """The whole file. Every setting is required: a default hidden in code would be a hyperparameter that DVC cannot see."""
+    """The whole file. Every setting is required: a default hidden in code would be a hyperparameter that DVC
+    cannot see.
+    """
 
     model: str
     method: str
@@ -272,7 +305,9 @@ class Params(Section):
                 if not isinstance(wanted, Own):
                     _known(f"data.{role}", name, getattr(self.datasets, ROLES[role]))
         if METHODS.get(self.method) and METHODS[self.method].trainer == "sft":
-            raise ValueError(f"method is {self.method!r}, which learns from no preferences: write refine: [{self.method}]")
+            raise ValueError(
+                f"method is {self.method!r}, which learns from no preferences: write refine: [{self.method}]"
+            )
         if len(set(self.refine)) < len(self.refine):
             raise ValueError(f"refine is {self.refine}: each pass can stand in it once")
         return self
@@ -285,12 +320,17 @@ class Params(Section):
             optional = [key for key, field in Method.model_fields.items() if not field.is_required()]
             extra = {key for key in optional if getattr(given, key) is not None}
             for key in sorted(extra ^ set(method.hyperparameters)):
-                raise ValueError(f"methods.{name}.{key} is {'not used by' if key in extra else 'required by'} {name}")
+                raise ValueError(
+                    f"methods.{name}.{key} is {'not used by' if key in extra else 'required by'} {name}"
+                )
         for name in {self.method, *self.refine}:
             batch = self.models[self.model].preference.batch_size
             if batch < METHODS[name].min_batch_size:
                 key = f"models.{self.model}.preference.batch_size"
-                raise ValueError(f"{key} is {batch}: {name} compares rows of a batch and needs at least {METHODS[name].min_batch_size}")
+                raise ValueError(
+                    f"{key} is {batch}: {name} compares rows of a batch and needs at least "
+                    f"{METHODS[name].min_batch_size}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -36,7 +36,11 @@ def load(path: Path) -> Any:
 
 def explain(error: dict) -> str:
     """One of pydantic's errors: the key, its value and what is allowed."""
-    names = [str(part) for part in error["loc"] if part not in ("int", "float", "str", "constrained-int") and "[" not in str(part)]
+    names = [
+        str(part)
+        for part in error["loc"]
+        if part not in ("int", "float", "str", "constrained-int") and "[" not in str(part)
+    ]
     key = ".".join(names)
     if error["type"] == "extra_forbidden":
         return f"{key} is not a known key: remove it or correct its name"

@@ -1,8 +1,9 @@
 """A stage at work: what it may see, and what must not change meanwhile.
 
-`with stage("sft") as params:` wraps the work of every stage. It checks the WHOLE of params.yaml, so that a bad `method` never costs
-an sft run; gives the stage only what dvc.yaml declares for it, so that an undeclared read fails at once; and notices
-params or code edited while the stage ran, which DVC would record as if they had been used.
+`with stage("sft") as params:` wraps the work of every stage. It checks the WHOLE of params.yaml, so that a
+bad `method` never costs an sft run; gives the stage only what dvc.yaml declares for it, so that an undeclared
+read fails at once; and notices params or code edited while the stage ran, which DVC would record as if they
+had been used.
 """
 
 import argparse
@@ -32,7 +33,9 @@ def declared_keys(name: str, params: Params, item: str = "") -> list[str]:
     entry, each = declaration(name)
     value = each[item] if isinstance(each, dict) else item
     values = {"model": params.model, "method": params.method, "key": item, "item": value}
-    return [re.sub(r"\$\{([\w.]+)\}", lambda m: value_of(values, m[1]), key) for key in entry.get("params", [])]
+    return [
+        re.sub(r"\$\{([\w.]+)\}", lambda m: value_of(values, m[1]), key) for key in entry.get("params", [])
+    ]
 
 
 def only(value: Any, keys: list[str]) -> Any:
@@ -64,7 +67,9 @@ def stage(name: str, item: str = "") -> Iterator[Params]:
         after = _snapshot(name, read(), item)
         for key in before:
             if before[key] != after.get(key):
-                raise Problem(f"{key} changed while stage {name} was running, so its result is not recorded: run again")
+                raise Problem(
+                    f"{key} changed while stage {name} was running, so its result is not recorded: run again"
+                )
 
 
 def role_argument(name: str, description: str, roles: Iterable[str]) -> str:
@@ -82,7 +87,9 @@ def quiet() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # and no request but for files
-    os.environ["HF_HUB_VERBOSITY"] = "error"  # its warnings repeat what a server says, be it the token it was sent
+    os.environ["HF_HUB_VERBOSITY"] = (
+        "error"  # its warnings repeat what a server says, be it the token it was sent
+    )
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)  # what a library will call differently one day
 

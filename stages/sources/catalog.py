@@ -1,12 +1,15 @@
-"""The published datasets: how a row of each becomes a row in one of our three layouts, and under which licence.
+"""The published datasets: how a row of each becomes a row in one of our three layouts, and under which
+licence.
 
-instructions: prompt [{role, content}], completion [{role, content}]
-preferences:  prompt, chosen, rejected (message lists); of a single vote one of the two is empty: the answer was called good, or bad
-benchmarks:   question, context, choices, answer (index), references (texts, of a question without choices), subject, group, level, country
+instructions: prompt [{role, content}], completion [{role, content}] preferences:  prompt, chosen, rejected
+(message lists); of a single vote one of the two is empty: the answer was called good, or bad benchmarks:
+question, context, choices, answer (index), references (texts, of a question without choices), subject, group,
+level, country
 
-Every layout also has source, id (dataset:row number), task, split, and for a row that cannot be used fault (the reason), detail and
-original. A benchmark item that can be asked but should not count has a fault and its cells. To add a dataset in code, add an entry
-to ADAPTERS; one with plain columns needs none: name them in params.yaml.
+Every layout also has source, id (dataset:row number), task, split, and for a row that cannot be used fault
+(the reason), detail and original. A benchmark item that can be asked but should not count has a fault and its
+cells. To add a dataset in code, add an entry to ADAPTERS; one with plain columns needs none: name them in
+params.yaml.
 """
 
 import ast
@@ -36,32 +39,56 @@ LAYOUTS = {
         "level": TEXT,
         "country": TEXT,
     },
-}  # fmt: skip
+}
 LABELS = ("subject", "group", "level", "country")  # of a benchmark item, "" where it has none
-COMMON = {"source": TEXT, "id": TEXT, "task": TEXT, "split": TEXT, "fault": TEXT, "detail": TEXT, "original": TEXT}
+COMMON = {
+    "source": TEXT,
+    "id": TEXT,
+    "task": TEXT,
+    "split": TEXT,
+    "fault": TEXT,
+    "detail": TEXT,
+    "original": TEXT,
+}
 SCHEMAS = {role: pa.schema(layout | COMMON) for role, layout in LAYOUTS.items()}
 
 Row = dict[str, Any]
-LETTERS = {letter: index for letters in ("ABCDE", "abcde", "أبجده", "ابجده") for index, letter in enumerate(letters)} | {"هـ": 4}
+LETTERS = {
+    letter: index for letters in ("ABCDE", "abcde", "أبجده", "ابجده") for index, letter in enumerate(letters)
+} | {"هـ": 4}
 ROLES = {
-    "user": "user", "human": "user", "مستخدم": "user", "المستخدم": "user", "إنسان": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatbot": "assistant", "مساعد": "assistant", "المساعد": "assistant",
-    "system": "system", "نظام": "system", "النظام": "system",
-}  # fmt: skip
+    "user": "user",
+    "human": "user",
+    "مستخدم": "user",
+    "المستخدم": "user",
+    "إنسان": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatbot": "assistant",
+    "مساعد": "assistant",
+    "المساعد": "assistant",
+    "system": "system",
+    "نظام": "system",
+    "النظام": "system",
+}
 
 
 class Fault(Exception):
     """A published row that cannot be used: (reason, what is wrong with it)."""
 
 
-# --- cells ----------------------------------------------------------------------------------------------------------------
+# --- cells --------------------------------------------------------------------------------------------------
 
 
 def text(row: Row, *names: str) -> str:
-    """The text of the first of these columns that the row has. Raises Fault for null, another type or half a character."""
+    """The text of the first of these columns that the row has. Raises Fault for null, another type or half a
+    character.
+    """
     name = next((name for name in names if name in row), None)
     if name is None:
-        raise Fault("malformed", f"no column {' or '.join(names)}; the row has {', '.join(map(str, row))[:200]}")
+        raise Fault(
+            "malformed", f"no column {' or '.join(names)}; the row has {', '.join(map(str, row))[:200]}"
+        )
     return as_text(row[name], name)
 
 
@@ -78,7 +105,9 @@ def as_text(value: Any, name: str) -> str:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise Fault("malformed", f"{name} holds half of a surrogate pair, which is no character") from None
+            raise Fault(
+                "malformed", f"{name} holds half of a surrogate pair, which is no character"
+            ) from None
     return value
 
 
@@ -89,7 +118,8 @@ def optional(row: Row, name: str) -> str:
 
 
 def chat(value: Any, name: str, prompt: Any = None) -> list[dict[str, str]]:
-    """A conversation as messages: a list of turns, or its text as JSON or Python would write it. Ends in an assistant turn.
+    """A conversation as messages: a list of turns, or its text as JSON or Python would write it. Ends in an
+    assistant turn.
 
     `prompt` is what comes before, text or turns, where the conversation does not repeat it.
     """
@@ -98,7 +128,10 @@ def chat(value: Any, name: str, prompt: Any = None) -> list[dict[str, str]]:
         messages = asked(prompt) + messages
     roles = [message["role"] for message in messages if message["role"] != "system"]
     if len(roles) < 2 or roles[0] != "user" or roles[-1] != "assistant":
-        raise Fault("malformed", f"{name} is no conversation from a user to an assistant: {', '.join(roles[:6]) or 'no turns'}")
+        raise Fault(
+            "malformed",
+            f"{name} is no conversation from a user to an assistant: {', '.join(roles[:6]) or 'no turns'}",
+        )
     return messages
 
 
@@ -138,15 +171,22 @@ def turn(role: str, content: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content}]
 
 
-# --- layouts --------------------------------------------------------------------------------------------------------------
+# --- layouts ------------------------------------------------------------------------------------------------
 
 
 def instruction(prompt: str, completion: str, system: str = "") -> Row:
-    return {"prompt": (turn("system", system) if system else []) + turn("user", prompt), "completion": turn("assistant", completion)}
+    return {
+        "prompt": (turn("system", system) if system else []) + turn("user", prompt),
+        "completion": turn("assistant", completion),
+    }
 
 
 def pair(prompt: str, chosen: str, rejected: str) -> Row:
-    return {"prompt": turn("user", prompt), "chosen": turn("assistant", chosen), "rejected": turn("assistant", rejected)}
+    return {
+        "prompt": turn("user", prompt),
+        "chosen": turn("assistant", chosen),
+        "rejected": turn("assistant", rejected),
+    }
 
 
 def single(prompt: list[dict[str, str]], answer: list[dict[str, str]], good: bool) -> Row:
@@ -161,7 +201,9 @@ def chat_pair(row: Row, prompt: str = "prompt", chosen: str = "chosen", rejected
     return {"prompt": good[:-1], "chosen": good[-1:], "rejected": bad[-1:]}
 
 
-def question(asked: str, choices: list[str], answer: int | None, subject: str = "", context: str = "", **labels: str) -> Row:
+def question(
+    asked: str, choices: list[str], answer: int | None, subject: str = "", context: str = "", **labels: str
+) -> Row:
     if answer is not None and not 0 <= answer < len(choices):
         raise Fault("malformed", f"the answer is choice {answer + 1} of {len(choices)}")
     if not all(choice.strip() for choice in choices):
@@ -186,10 +228,15 @@ def letter(row: Row, name: str) -> int:
 
 
 def lettered(row: Row, asked: str, letters: str = "ABCD") -> Row:
-    return question(text(row, asked), [text(row, name) for name in letters], letter(row, "answer"), optional(row, "subject"))
+    return question(
+        text(row, asked),
+        [text(row, name) for name in letters],
+        letter(row, "answer"),
+        optional(row, "subject"),
+    )
 
 
-# --- the datasets ---------------------------------------------------------------------------------------------------------
+# --- the datasets -------------------------------------------------------------------------------------------
 
 
 def instar(row: Row) -> Row:
@@ -201,19 +248,26 @@ PERSONA = re.compile(r"\s*(?:أنت|انت|أنتَ) (?:مساعد|خبير|ذك
 
 
 def openhermes(row: Row) -> Row:
-    """Machine-translated: code was translated with the rest, and in some stretches all turns are shifted by one."""
+    """Machine-translated: code was translated with the rest, and in some stretches all turns are shifted by
+    one.
+    """
     user, answer, system = text(row, "user"), text(row, "gpt"), optional(row, "system_prompt")
     if "```" in user or "```" in answer:
         raise Fault("translated_code", "a code block, whose code was translated with the text")
     if PERSONA.match(user) or (user and user == system):
-        raise Fault("shifted_turns", "the system prompt stands where the question should, and the question where the answer should")
+        raise Fault(
+            "shifted_turns",
+            "the system prompt stands where the question should, and the question where the answer should",
+        )
     if answer.rstrip().endswith(("؟", "?")) and not re.search(r"[؟?]", user) and len(user) > len(answer):
         raise Fault("swapped_turns", "the answer is a question, and what it should answer is the longer text")
     return instruction(user, answer, system)
 
 
 def arabicqa(row: Row) -> Row:
-    """Machine-made. Some rows hold a system prompt in the place of the question, with an answer to something else."""
+    """Machine-made. Some rows hold a system prompt in the place of the question, with an answer to something
+    else.
+    """
     asked = text(row, "question")
     if PERSONA.match(asked):
         raise Fault("shifted_turns", "a system prompt stands where the question should")
@@ -225,12 +279,17 @@ COMPUTING = {"computer_security", "college_computer_science", "high_school_compu
 
 
 def translated_mmlu(row: Row) -> Row:
-    """In 11 % of the rows the question was overwritten by "how is IP spoofing detected?", and only the choices remained."""
+    """In 11 % of the rows the question was overwritten by "how is IP spoofing detected?", and only the
+    choices remained.
+    """
     asked, subject = text(row, "question"), optional(row, "subject")
     if SPOOFING.search(asked):
         genuine = subject in COMPUTING and ("TTL" in row_text(row) or not re.search("كشف|اكتشاف", asked))
         if not genuine:  # the cells stay: published scores count these items
-            return lettered(row, "question") | {"fault": "overwritten", "detail": "the question was replaced by one about IP spoofing"}
+            return lettered(row, "question") | {
+                "fault": "overwritten",
+                "detail": "the question was replaced by one about IP spoofing",
+            }
     return lettered(row, "question")
 
 
@@ -242,7 +301,9 @@ def arabicmmlu(row: Row) -> Row:
     """Absent choices are null. The labels are part of how the benchmark's authors ask: see protocols.py."""
     choices = present([optional(row, f"Option {i}") for i in range(1, 6)])
     labels = {name: optional(row, name.title()) for name in LABELS}
-    return question(text(row, "Question"), choices, letter(row, "Answer Key"), context=optional(row, "Context"), **labels)
+    return question(
+        text(row, "Question"), choices, letter(row, "Answer Key"), context=optional(row, "Context"), **labels
+    )
 
 
 def alghafa(row: Row) -> Row:
@@ -265,9 +326,15 @@ def acva(row: Row) -> Row:
 def feedback(row: Row) -> Row | list[Row]:
     """A vote between two answers to one prompt. A tie calls both of them good, "both_bad" calls both bad."""
     answers, vote = row.get("answers"), row.get("vote")
-    if not isinstance(answers, list) or len(answers) != 2 or not all(isinstance(answer, dict) for answer in answers):
+    if (
+        not isinstance(answers, list)
+        or len(answers) != 2
+        or not all(isinstance(answer, dict) for answer in answers)
+    ):
         raise Fault("malformed", f"answers is no pair of answers: {str(answers)[:80]!a}")
-    first, second = (chat(turn("assistant", text(answer, "answer")), "prompt", row.get("prompt")) for answer in answers)
+    first, second = (
+        chat(turn("assistant", text(answer, "answer")), "prompt", row.get("prompt")) for answer in answers
+    )
     prompt, first, second = first[:-1], first[-1:], second[-1:]
     if vote in ("first", "second"):
         chosen, rejected = (first, second) if vote == "first" else (second, first)
@@ -279,10 +346,12 @@ def feedback(row: Row) -> Row | list[Row]:
 
 @dataclass(frozen=True)
 class Adapter:
-    """How a published layout becomes ours; `convert` gives a list where a published row holds several of ours.
+    """How a published layout becomes ours; `convert` gives a list where a published row holds several of
+    ours.
 
-    `files` are patterns of the files to take: some repositories hold leftovers of earlier uploads. `task` is the column of per-task
-    caps. `note` is what to know before use, above all of licences that the card does not tell. `cure` is how its file comes to be.
+    `files` are patterns of the files to take: some repositories hold leftovers of earlier uploads. `task` is
+    the column of per-task caps. `note` is what to know before use, above all of licences that the card does
+    not tell. `cure` is how its file comes to be.
     """
 
     role: str
@@ -295,44 +364,72 @@ class Adapter:
 
 ADAPTERS = {
     "cidar": Adapter(
-        "instructions", lambda row: instruction(text(row, "instruction"), text(row, "output")),
+        "instructions",
+        lambda row: instruction(text(row, "instruction"), text(row, "output")),
         "Reviewed by Arabic speakers. Its card has said cc-by-nc-4.0 (2024) and apache-2.0 (2025).",
     ),
     "instar-500k": Adapter(
-        "instructions", instar, "Holds CIDAR (twice), ArabicaQA and Aya; nearly half is classification: give rows_per_task.", task="task",
+        "instructions",
+        instar,
+        "Holds CIDAR (twice), ArabicaQA and Aya; nearly half is classification: give rows_per_task.",
+        task="task",
     ),
-    "openhermes-ar": Adapter("instructions", openhermes, "Machine-translated output of GPT-4: OpenAI's terms may apply."),
+    "openhermes-ar": Adapter(
+        "instructions", openhermes, "Machine-translated output of GPT-4: OpenAI's terms may apply."
+    ),
     "arabicqa-2_1m": Adapter("instructions", arabicqa, "Machine-made questions and answers."),
     "preference-rlhf": Adapter(
-        "preferences", lambda row: pair(text(row, "instruction"), text(row, "chosen"), text(row, "rejected")),
-        "Its authors state no licence.", files=("*.jsonl",),
+        "preferences",
+        lambda row: pair(text(row, "instruction"), text(row, "chosen"), text(row, "rejected")),
+        "Its authors state no licence.",
+        files=("*.jsonl",),
     ),
     "dpo-mix-7k": Adapter("preferences", chat_pair, "Machine-translated.", task="dataset"),
     "aya-command-r-dpo": Adapter(
-        "preferences", lambda row: pair(text(row, "prompt"), text(row, "chosen"), text(row, "rejected")),
+        "preferences",
+        lambda row: pair(text(row, "prompt"), text(row, "chosen"), text(row, "rejected")),
         "Chosen by people (Aya), rejected from Command R.",
     ),
     "aya-23-dpo": Adapter("preferences", chat_pair, "Chosen by people (Aya), rejected from Aya 23 8B."),
     "feedback": Adapter(
-        "preferences", feedback, "Votes of people on your own checkpoints.", ("*.jsonl",), cure="vote in `python -m tools.chat --web`",
+        "preferences",
+        feedback,
+        "Votes of people on your own checkpoints.",
+        ("*.jsonl",),
+        cure="vote in `python -m tools.chat --web`",
     ),
-    "arabicmmlu": Adapter("benchmarks", arabicmmlu, "Native exams. Its source repository says CC BY-NC-SA 4.0.", ("All/*",)),
+    "arabicmmlu": Adapter(
+        "benchmarks", arabicmmlu, "Native exams. Its source repository says CC BY-NC-SA 4.0.", ("All/*",)
+    ),
     "oall-mmlu": Adapter("benchmarks", translated_mmlu, "Machine-translated.", ("*/test-*", "*/dev-*")),
     "alghafa": Adapter(
-        "benchmarks", alghafa, "Nine sets; mcq_exams_test_ar is Arabic EXAMS: never average both.", ("*/test-*", "*/validation-*"),
+        "benchmarks",
+        alghafa,
+        "Nine sets; mcq_exams_test_ar is Arabic EXAMS: never average both.",
+        ("*/test-*", "*/validation-*"),
     ),
-    "cidar-mcq": Adapter("benchmarks", lambda row: lettered(row, "Question"), "100 questions: mind its interval.", ("data/test-*",)),
+    "cidar-mcq": Adapter(
+        "benchmarks",
+        lambda row: lettered(row, "Question"),
+        "100 questions: mind its interval.",
+        ("data/test-*",),
+    ),
     "cidar-eval": Adapter(
-        "benchmarks", lambda row: question(text(row, "Sentence"), [], None, optional(row, "Topic")), "100 open questions, no references.",
+        "benchmarks",
+        lambda row: question(text(row, "Sentence"), [], None, optional(row, "Topic")),
+        "100 open questions, no references.",
     ),
     "acva": Adapter("benchmarks", acva, "True or false, machine-made.", ("*/test-*", "*/validation-*")),
     "arabic-exams": Adapter(
-        "benchmarks", lambda row: lettered(row, "question"), "School exams.", ("data/test-*", "data/validation-*"),
+        "benchmarks",
+        lambda row: lettered(row, "question"),
+        "School exams.",
+        ("data/test-*", "data/validation-*"),
     ),
-}  # fmt: skip
+}
 
 
-# --- a user's own columns -------------------------------------------------------------------------------------------------
+# --- a user's own columns -----------------------------------------------------------------------------------
 
 COLUMNS = {  # ours: needed, optional
     "instructions": ({"prompt", "completion"}, {"system", "task"}),
@@ -345,17 +442,29 @@ COLUMNS = {  # ours: needed, optional
 def by_columns(key: str, role: str, columns: dict[str, str | list[str]]) -> Adapter:
     """The adapter of a table whose columns params.yaml names. Raises Problem where a needed one is missing.
 
-    `prompt` may hold a chat list; {messages: …} is a whole conversation whose last turn is the completion. Preferences that name a
-    `label` are single votes.
+    `prompt` may hold a chat list; {messages: …} is a whole conversation whose last turn is the completion.
+    Preferences that name a `label` are single votes.
     """
     layout = "single votes" if role == "preferences" and "label" in columns else role
     needed, extra = COLUMNS[layout]
     if role == "instructions" and set(columns) - extra == {"messages"}:
-        return Adapter(role, lambda row: conversation(chat(row.get(columns["messages"]), "messages")), "", task=columns.get("task", ""))
+        return Adapter(
+            role,
+            lambda row: conversation(chat(row.get(columns["messages"]), "messages")),
+            "",
+            task=columns.get("task", ""),
+        )
     if not needed <= set(columns) <= needed | extra:
         wanted, more = (", ".join(sorted(names)) for names in (needed, extra))
-        raise Problem(f"{key}.columns names {', '.join(columns)}: {layout} need {wanted}; {more} can be added")
-    own = {"instructions": own_instruction, "preferences": own_pair, "single votes": own_single, "benchmarks": own_question}
+        raise Problem(
+            f"{key}.columns names {', '.join(columns)}: {layout} need {wanted}; {more} can be added"
+        )
+    own = {
+        "instructions": own_instruction,
+        "preferences": own_pair,
+        "single votes": own_single,
+        "benchmarks": own_question,
+    }
     convert = own[layout]
     return Adapter(role, lambda row: convert(row, columns), "", task=columns.get("task", ""))
 
@@ -366,7 +475,9 @@ def conversation(messages: list[dict[str, str]]) -> Row:
 
 def own_instruction(row: Row, columns: dict) -> Row:
     if isinstance(row.get(columns["prompt"]), list):
-        return conversation(chat(turn("assistant", text(row, columns["completion"])), "completion", row[columns["prompt"]]))
+        return conversation(
+            chat(turn("assistant", text(row, columns["completion"])), "completion", row[columns["prompt"]])
+        )
     system = optional(row, columns["system"]) if "system" in columns else ""
     return instruction(text(row, columns["prompt"]), text(row, columns["completion"]), system)
 
@@ -388,13 +499,16 @@ def own_single(row: Row, columns: dict) -> Row:
 
 
 def own_question(row: Row, columns: dict) -> Row:
-    """`choices` is a column with a list, or a list of columns; `answer` an index from 0, a letter, or the choice itself.
+    """`choices` is a column with a list, or a list of columns; `answer` an index from 0, a letter, or the
+    choice itself.
 
     Without `choices` the question is open, and `answer` the text of the right answer, or a list of those.
     """
     known = {name: optional(row, columns[name]) for name in ("context", *LABELS) if name in columns}
     if "choices" not in columns:
-        return question(text(row, columns["question"]), [], None, **known) | {"references": references(row.get(columns["answer"]))}
+        return question(text(row, columns["question"]), [], None, **known) | {
+            "references": references(row.get(columns["answer"]))
+        }
     names = columns["choices"]
     found = [row.get(name) for name in names] if isinstance(names, list) else row.get(names)
     if not isinstance(found, list):

@@ -1,7 +1,7 @@
 """Rows of table files, one by one: parquet, jsonl, json and csv.
 
-Real files hold rows that cannot be read: a line cut in the middle, bytes that are not UTF-8, a cell too many. Such a row comes
-out as an `Unreadable`, in its place, so that every row of a file is counted.
+Real files hold rows that cannot be read: a line cut in the middle, bytes that are not UTF-8, a cell too many.
+Such a row comes out as an `Unreadable`, in its place, so that every row of a file is counted.
 """
 
 import csv
@@ -64,8 +64,14 @@ def _object(line: bytes) -> dict | Unreadable:
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        return Unreadable(f"not JSON: {str(error).splitlines()[0]}", line[:2000].decode("utf-8", "backslashreplace"))
-    return value if isinstance(value, dict) else Unreadable("not a JSON object", line[:2000].decode("utf-8", "backslashreplace"))
+        return Unreadable(
+            f"not JSON: {str(error).splitlines()[0]}", line[:2000].decode("utf-8", "backslashreplace")
+        )
+    return (
+        value
+        if isinstance(value, dict)
+        else Unreadable("not a JSON object", line[:2000].decode("utf-8", "backslashreplace"))
+    )
 
 
 def _json(path: Path, columns: list[str] | None) -> Iterator[dict | Unreadable]:
@@ -79,7 +85,10 @@ def _json(path: Path, columns: list[str] | None) -> Iterator[dict | Unreadable]:
         values = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise Problem(f"{path} cannot be read as json: {str(error).splitlines()[0]}") from None
-    yield from (value if isinstance(value, dict) else Unreadable("not a JSON object", repr(value)[:2000]) for value in values)
+    yield from (
+        value if isinstance(value, dict) else Unreadable("not a JSON object", repr(value)[:2000])
+        for value in values
+    )
 
 
 def _csv(path: Path, _: list[str] | None) -> Iterator[dict | Unreadable]:

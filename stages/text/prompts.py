@@ -1,7 +1,7 @@
 """Prompt templates: the one place that turns messages into text, for training, evaluation and use.
 
-A template renders messages into a prompt that ends where the answer begins; the answer ends in the template's stop token.
-To add a template, add an entry to TEMPLATES and name it in `prompt.template`.
+A template renders messages into a prompt that ends where the answer begins; the answer ends in the template's
+stop token. To add a template, add an entry to TEMPLATES and name it in `prompt.template`.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 class Template:
     """How a conversation looks as text. Each marker is put before its turn's content, `turn_end` after it.
 
-    The opening marker of the assistant ends in a newline: a marker that ends in a blank would merge with the answer's first
-    token. `stop` is a single token of the vocabulary.
+    The opening marker of the assistant ends in a newline: a marker that ends in a blank would merge with the
+    answer's first token. `stop` is a single token of the vocabulary.
     """
 
     system: str
@@ -27,7 +27,9 @@ class Template:
     stop: str
 
     def render(self, messages: list[Message], system: str = "") -> str:
-        """The prompt for the next assistant turn. `system` is used where the messages bring no system turn of their own."""
+        """The prompt for the next assistant turn. `system` is used where the messages bring no system turn of
+        their own.
+        """
         if system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system}, *messages]
         turns = []
@@ -39,7 +41,9 @@ class Template:
 
     @property
     def stops(self) -> list[str]:
-        """The tokens that end an answer where a model is used: its stop token, and what ended texts before it was tuned."""
+        """The tokens that end an answer where a model is used: its stop token, and what ended texts before it
+        was tuned.
+        """
         return list(dict.fromkeys([self.stop, END_OF_TEXT]))
 
     @property
@@ -59,5 +63,7 @@ TEMPLATES = {
         turn_end=f"{IM_END}\n",
         stop=IM_END,
     ),
-    "arabic": Template(system="", user="### التعليمات:\n", assistant="### الإجابة:\n", turn_end="\n\n", stop=END_OF_TEXT),
+    "arabic": Template(
+        system="", user="### التعليمات:\n", assistant="### الإجابة:\n", turn_end="\n\n", stop=END_OF_TEXT
+    ),
 }

@@ -5,11 +5,16 @@ from itertools import chain
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-MIX, SPREAD = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)  # odd constants of splitmix64 and rrmxmx
+MIX, SPREAD = (
+    np.uint64(0x9E3779B97F4A7C15),
+    np.uint64(0xD6E8FEB86659FD93),
+)  # odd constants of splitmix64 and rrmxmx
 
 
 def hash_words(texts: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """A 64-bit hash of every word of every text, and the number of the text it stands in: two arrays of one length."""
+    """A 64-bit hash of every word of every text, and the number of the text it stands in: two arrays of one
+    length.
+    """
     flat = np.fromiter((xxh3_64_intdigest(word.encode()) for word in chain.from_iterable(texts)), np.uint64)
     return flat, np.repeat(np.arange(len(texts)), [len(text) for text in texts])
 

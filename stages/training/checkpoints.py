@@ -1,7 +1,9 @@
-"""Checkpoints that survive any kill: outside DVC's outputs, under a name made of everything that determines the run.
+"""Checkpoints that survive any kill: outside DVC's outputs, under a name made of everything that determines
+the run.
 
-`.cache/checkpoints/<stage>-<digest>/checkpoint-<step>`. A run that starts with the same inputs, params, code and libraries goes on from
-the last whole one, so a stale or a foreign checkpoint is never picked up; the folder goes when the run is done.
+`.cache/checkpoints/<stage>-<digest>/checkpoint-<step>`. A run that starts with the same inputs, params, code
+and libraries goes on from the last whole one, so a stale or a foreign checkpoint is never picked up; the
+folder goes when the run is done.
 """
 
 import hashlib
@@ -23,7 +25,9 @@ STALE = 14 * 24 * 3600  # seconds after which the checkpoints of an abandoned ru
 
 @contextmanager
 def claimed(name: str, determinants: dict, accelerator: Accelerator) -> Iterator[Path]:
-    """The folder of a run, for its processes alone; removed when the block ends well, with what abandoned runs left."""
+    """The folder of a run, for its processes alone; removed when the block ends well, with what abandoned
+    runs left.
+    """
     root = cache("checkpoints")
     folder = root / f"{name}-{digest(determinants)}"
     root.mkdir(parents=True, exist_ok=True)
@@ -42,7 +46,9 @@ def claimed(name: str, determinants: dict, accelerator: Accelerator) -> Iterator
 
 def digest(determinants: dict) -> str:
     """Of what is given and of the code that was loaded for it, but for what only shows."""
-    modules = {name: module.__file__ for name, module in sorted(sys.modules.items()) if name.startswith("stages.")}
+    modules = {
+        name: module.__file__ for name, module in sorted(sys.modules.items()) if name.startswith("stages.")
+    }
     code = {
         name: hashlib.sha256(Path(file).read_bytes()).hexdigest()
         for name, file in modules.items()
@@ -63,7 +69,10 @@ def patient_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"{folder.name}: the same training is still running in another process, waiting for it", flush=True)
+        print(
+            f"{folder.name}: the same training is still running in another process, waiting for it",
+            flush=True,
+        )
         lock.acquire()
     try:
         yield
@@ -81,8 +90,8 @@ def remove_unused(folder: Path) -> None:
 
 
 def last_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, of those before the last step (from that one the trainer would take one
-    step more)."""
+    """The newest checkpoint that was written to its end, of those before the last step (from that one the
+    trainer would take one step more)."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
     return next((path for path in found if steps_left(path)), None)
 

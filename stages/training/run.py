@@ -1,4 +1,6 @@
-"""What sft, dpo and refine share: trainer arguments, and a run that can be killed, from its checkpoint to its metrics."""
+"""What sft, dpo and refine share: trainer arguments, and a run that can be killed, from its checkpoint to its
+metrics.
+"""
 
 import csv
 import errno
@@ -35,15 +37,23 @@ CURVES = {
     "chosen_logp": "logps/chosen",
     "rejected_logp": "logps/rejected",
 }
-OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
 
 
 def load_rows(path: Path, columns: Iterable[str]) -> Dataset:
-    """Columns of a Parquet file as an in-memory dataset (datasets' own reader would leave a copy in a cache)."""
+    """Columns of a Parquet file as an in-memory dataset (datasets' own reader would leave a copy in a
+    cache).
+    """
     return Dataset(InMemoryTable(parquet.read_table(path, columns=list(columns))))
 
 
-def arguments(params: Params, training: Training, schedule: Schedule, epochs: float, learning_rate: float) -> dict:
+def arguments(
+    params: Params, training: Training, schedule: Schedule, epochs: float, learning_rate: float
+) -> dict:
     """Trainer arguments that every stage has in common."""
     on_gpu, dtype = torch.cuda.is_available(), compute_dtype(params.chosen_model.weights)
     return {
@@ -85,21 +95,27 @@ def shared(params: Params, training: Training) -> int:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if training.accumulation % processes:
         raise Problem(
-            f"accumulation is {training.accumulation} for {params.model}, which {processes} processes cannot share: make it a multiple of "
+            f"accumulation is {training.accumulation} for {params.model}, which {processes} processes "
+            "cannot share: make it a multiple of "
             f"{processes} and batch_size smaller by as much, so that a step sees as many rows as before"
         )
     return training.accumulation // processes
 
 
 def train(trainer: Trainer, name: str, params: Params, provenance: dict) -> dict:
-    """Train, from the last whole checkpoint of this very run if there is one; then write models/<name>, its curves and metrics.
+    """Train, from the last whole checkpoint of this very run if there is one; then write models/<name>, its
+    curves and metrics.
 
     Raises Problem, with a cure, where the loss is lost or the run was stopped before its end.
     """
     precision = compute_dtype(params.chosen_model.weights)
     if str(precision) != f"torch.{params.chosen_model.weights.dtype}":
         print(f"{name}: this GPU has no bfloat16: computing in float16 with a loss scaler")
-    determinants = provenance | {"processes": trainer.args.world_size, "device": trainer.args.device.type, "precision": str(precision)}
+    determinants = provenance | {
+        "processes": trainer.args.world_size,
+        "device": trainer.args.device.type,
+        "precision": str(precision),
+    }
     trainer.remove_callback(PrinterCallback)
     with checkpoints.claimed(name, determinants, trainer.accelerator) as folder:
         trainer.args.output_dir = str(folder)
@@ -114,28 +130,43 @@ def train(trainer: Trainer, name: str, params: Params, provenance: dict) -> dict
         trainer.train(resume_from_checkpoint=resumed and str(resumed))
         found = facts(trainer, tokens, time.monotonic() - started)
         if trainer.state.global_step < trainer.state.max_steps:
-            raise Problem(f"{name} stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: run again to go on")
+            raise Problem(
+                f"{name} stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: run "
+                "again to go on"
+            )
         modeling.save_checkpoint(trainer, Path("models") / name, provenance)
         if trainer.is_world_process_zero():
             write_curves(Path(f"metrics/curves/{name}.tsv"), trainer.state.log_history)
             write_json(Path(f"metrics/train_{name}.json"), found)
-            print(f"{name}: {found['steps']} steps, loss {found['start_loss']:.3f} → {found['final_loss']:.3f}, {found['seconds']:.0f} s")
+            print(
+                f"{name}: {found['steps']} steps, loss {found['start_loss']:.3f} → "
+                f"{found['final_loss']:.3f}, {found['seconds']:.0f} s"
+            )
     return found
 
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Around a training stage: one line with a cure for what stops a good run, be it no memory, no disk, or a person."""
+    """Around a training stage: one line with a cure for what stops a good run, be it no memory, no disk, or a
+    person.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
-        raise Problem(memory.advice(read(), name)) from None  # read(): the plan asks for more than a stage may see
+        raise Problem(
+            memory.advice(read(), name)
+        ) from None  # read(): the plan asks for more than a stage may see
     except KeyboardInterrupt:
         raise Problem(f"{name} was interrupted: the same command goes on from its last checkpoint") from None
     except (OSError, RuntimeError, SafetensorError) as error:
         # How the operating system, safetensors and torch.save say it.
-        if getattr(error, "errno", None) == errno.ENOSPC or any(sign in str(error) for sign in ("No space left", "inline_container")):
-            raise Problem(f"{name}: the disk is full: free some space; the same command goes on from its last checkpoint") from None
+        if getattr(error, "errno", None) == errno.ENOSPC or any(
+            sign in str(error) for sign in ("No space left", "inline_container")
+        ):
+            raise Problem(
+                f"{name}: the disk is full: free some space; the same command goes on from its last "
+                "checkpoint"
+            ) from None
         raise
 
 
@@ -147,7 +178,10 @@ def write_curves(path: Path, history: list[dict]) -> None:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(["step", *names])
         # A step of good answers alone, or of bad ones, has no margin.
-        cells = [[f"{entry[CURVES[name]]:.6g}" if CURVES[name] in entry else "" for name in names] for entry in history]
+        cells = [
+            [f"{entry[CURVES[name]]:.6g}" if CURVES[name] in entry else "" for name in names]
+            for entry in history
+        ]
         writer.writerows([entry["step"], *own] for entry, own in zip(history, cells))
 
 
@@ -157,7 +191,9 @@ def tokens_seen(history: list[dict]) -> int:
 
 
 def facts(trainer: Trainer, tokens_before: int, seconds: float) -> dict:
-    """Steps, losses and margins first and last (mean of the last tenth), then speed and memory of this process."""
+    """Steps, losses and margins first and last (mean of the last tenth), then speed and memory of this
+    process.
+    """
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     tail = history[-max(1, len(history) // 10) :]
     found = {"steps": history[-1]["step"], "start_loss": round(history[0]["loss"], 4)}

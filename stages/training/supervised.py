@@ -13,9 +13,11 @@ from stages.training.run import arguments, load_rows
 
 
 class AnswerTrainer(SFTTrainer):
-    """SFTTrainer whose LM head sees the positions of answers alone, on a CPU too: the same loss and gradients.
+    """SFTTrainer whose LM head sees the positions of answers alone, on a CPU too: the same loss and
+    gradients.
 
-    TRL's GPU kernel skips the others; its replacement in plain torch computes their logits as well, and all of them twice.
+    TRL's GPU kernel skips the others; its replacement in plain torch computes their logits as well, and all
+    of them twice.
     """
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -32,13 +34,19 @@ class AnswerTrainer(SFTTrainer):
     def count(self, inputs) -> None:
         """Log the tokens seen so far, as SFTTrainer does; a pack has no mask, as nothing in it is padding."""
         mask = inputs.get("attention_mask")
-        tokens = mask.sum() if mask is not None else inputs["input_ids"].new_tensor(inputs["input_ids"].numel())
+        tokens = (
+            mask.sum() if mask is not None else inputs["input_ids"].new_tensor(inputs["input_ids"].numel())
+        )
         self._total_train_tokens += self.accelerator.gather(tokens).sum().item()
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
 
 
-def build(params: Params, model: PreTrainedModel | PeftModel, data: Path, epochs: float, learning_rate: float) -> AnswerTrainer:
-    """The trainer of a model on formatted rows. Packed documents do not see each other; unpacked ones are batched by length."""
+def build(
+    params: Params, model: PreTrainedModel | PeftModel, data: Path, epochs: float, learning_rate: float
+) -> AnswerTrainer:
+    """The trainer of a model on formatted rows. Packed documents do not see each other; unpacked ones are
+    batched by length.
+    """
     tokenizer = modeling.load_tokenizer(params.prompt)
     config = SFTConfig(
         **arguments(params, params.chosen_model.sft, params.sft, epochs, learning_rate),

@@ -1,7 +1,8 @@
 """Talk with what was trained, in the terminal or in the browser.
 
-python -m tools.chat [CHECKPOINT]        base, sft, dpo or refine-<method>; by default the last of them there is
-python -m tools.chat --web               a page on http://127.0.0.1:8000, with a blind comparison of two checkpoints
+python -m tools.chat [CHECKPOINT]        base, sft, dpo or refine-<method>; by default the last of them there
+is python -m tools.chat --web               a page on http://127.0.0.1:8000, with a blind comparison of two
+checkpoints
 """
 
 import argparse
@@ -14,13 +15,25 @@ from stages.settings.stage import quiet
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("python -m tools.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tools.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", nargs="?")
-    parser.add_argument("--temperature", default="0", help="0: always the most probable token; above, up to 2: sampled")
-    parser.add_argument("--context", type=int, help="tokens of a conversation and its answer; prompt.max_length by default")
-    parser.add_argument("--bidi", choices=("isolate", "shape", "none"), help="how to show right-to-left text; see docs/chat.md")
+    parser.add_argument(
+        "--temperature", default="0", help="0: always the most probable token; above, up to 2: sampled"
+    )
+    parser.add_argument(
+        "--context", type=int, help="tokens of a conversation and its answer; prompt.max_length by default"
+    )
+    parser.add_argument(
+        "--bidi",
+        choices=("isolate", "shape", "none"),
+        help="how to show right-to-left text; see docs/chat.md",
+    )
     parser.add_argument("--web", action="store_true", help="serve a page instead")
-    parser.add_argument("--host", default="127.0.0.1", help="of --web: who can reach this address can use the model")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="of --web: who can reach this address can use the model"
+    )
     parser.add_argument("--port", type=int, default=8000, help="of --web; 0: any that is free")
     asked = parser.parse_args(arguments)
     quiet()
@@ -45,7 +58,10 @@ def start(asked: argparse.Namespace) -> None:
     for reason in models.refused.values():
         terminal.note(f"left out: {reason}")
     if models.names == ["base"]:
-        terminal.note("no checkpoint is trained yet, so this is the base model, which continues texts rather than answers: run `dvc repro`")
+        terminal.note(
+            "no checkpoint is trained yet, so this is the base model, which continues texts rather than "
+            "answers: run `dvc repro`"
+        )
     name = models.known(asked.checkpoint or models.names[-1])
     if asked.web:
         web.serve(models, name, temperature, asked.host, listening)

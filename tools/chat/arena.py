@@ -1,4 +1,6 @@
-"""Blind comparison: two checkpoints answer, a person says which answer is better → data/feedback/preferences.jsonl"""
+"""Blind comparison: two checkpoints answer, a person says which answer is better →
+data/feedback/preferences.jsonl
+"""
 
 import json
 import os
@@ -76,7 +78,9 @@ class Arena:
         """Store a vote, and tell the names of the checkpoints."""
         duel = self.battles.get(battle)
         if duel is None:
-            raise HTTPException(404, "this comparison is not known: it is too old, or the server was started anew since")
+            raise HTTPException(
+                404, "this comparison is not known: it is too old, or the server was started anew since"
+            )
         if duel.voted:
             raise HTTPException(409, "this comparison has its vote already")
         duel.voted = True
@@ -90,7 +94,11 @@ class Arena:
 
 def record(battle: str, duel: Duel, vote: str) -> dict:
     answers = [
-        {"checkpoint": reply.name, "weights_sha256": reply.models.weights_sha256[reply.name], "answer": reply.text}
+        {
+            "checkpoint": reply.name,
+            "weights_sha256": reply.models.weights_sha256[reply.name],
+            "answer": reply.text,
+        }
         for reply in duel.replies
     ]
     return {
@@ -104,7 +112,9 @@ def record(battle: str, duel: Duel, vote: str) -> dict:
 
 
 def append(vote: dict) -> None:
-    """Add a line to the file by replacing it whole: no reader sees half a line, and what a cache links to the old file stays."""
+    """Add a line to the file by replacing it whole: no reader sees half a line, and what a cache links to the
+    old file stays.
+    """
     lock = files.cache("feedback.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock), files.replace_file(VOTES) as temporary, temporary.open("wb") as out:

@@ -26,7 +26,8 @@ TOP_P = 0.95  # of the probability is sampled from; the long tail of a large voc
 class Models:
     """Answers by name of the checkpoint. One thread at a time.
 
-    `refused` tells of each checkpoint that cannot be used why. `context` is the most tokens of a prompt and its answer.
+    `refused` tells of each checkpoint that cannot be used why. `context` is the most tokens of a prompt and
+    its answer.
     """
 
     def __init__(self, params: Params, context: int | None = None):
@@ -35,15 +36,21 @@ class Models:
         self.weights = params.chosen_model.weights
         self.tokenizer = modeling.load_tokenizer(params.prompt)
         self.stops = set(self.tokenizer.convert_tokens_to_ids(self.template.stops))
-        self.refused = {name: reason for name in modeling.trained() if (reason := fault(FOLDER / name, params))}
+        self.refused = {
+            name: reason for name in modeling.trained() if (reason := fault(FOLDER / name, params))
+        }
         self.names = [BASE, *(name for name in modeling.trained() if name not in self.refused)]
-        self.weights_sha256 = {BASE: base_sha256()}  # of what is in memory, which a later run may replace on disk
+        self.weights_sha256 = {
+            BASE: base_sha256()
+        }  # of what is in memory, which a later run may replace on disk
         self.shared, self.active = self.with_adapters(modeling.load_base(self.weights)), None
         self.whole: dict[str, PreTrainedModel] = {}
         self.context = self.checked_context(context or params.prompt.max_length, given=context is not None)
 
     def with_adapters(self, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
-        """All of them before the first forward pass: attached after it, one silently changes a 4-bit model on a CPU."""
+        """All of them before the first forward pass: attached after it, one silently changes a 4-bit model on
+        a CPU.
+        """
         model = base
         for name in self.names:
             if (FOLDER / name / "adapter_config.json").exists():
@@ -57,7 +64,9 @@ class Models:
     def checked_context(self, wanted: int, given: bool) -> int:
         longest = self.shared.config.max_position_embeddings
         if given and not 16 <= wanted <= longest:
-            raise Problem(f"--context is {wanted}: it must be from 16 to {longest}, the most that this model can read")
+            raise Problem(
+                f"--context is {wanted}: it must be from 16 to {longest}, the most that this model can read"
+            )
         return min(wanted, longest)
 
     def known(self, name: str) -> str:
@@ -68,7 +77,8 @@ class Models:
             raise Problem(f"there is no checkpoint {name!r}: it must be one of {', '.join(self.names)}")
         return name
 
-    # --- from messages to text ---------------------------------------------------------------------------------------------
+    # --- from messages to text
+    # ---------------------------------------------------------------------------------------------
 
     def conversation(self, messages: list[Message]) -> list[Message]:
         """With the system turn of params.yaml where there is one and the messages bring none."""
@@ -80,12 +90,16 @@ class Models:
         """What a checkpoint answers to a conversation; at temperature 0 its most probable token, always."""
         for message in messages:
             if message["role"] != "assistant" and any(token in message["content"] for token in SPECIAL):
-                raise Problem(f"a message must not hold {', '.join(SPECIAL)}: they mark the turns of a conversation")
+                raise Problem(
+                    f"a message must not hold {', '.join(SPECIAL)}: they mark the turns of a conversation"
+                )
         ids, forgotten = self.prompt(self.conversation(messages))
         return Reply(self, self.known(name), ids, temperature, forgotten)
 
     def prompt(self, messages: list[Message]) -> tuple[list[int], int]:
-        """The tokens of a conversation, and how many of its oldest turns were left out to leave half of the context for the answer."""
+        """The tokens of a conversation, and how many of its oldest turns were left out to leave half of the
+        context for the answer.
+        """
         starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
         room = self.context // 2
 
@@ -96,11 +110,13 @@ class Models:
         forgotten = bisect_left(range(len(starts)), -room, key=lambda turn: -len(encoded(turn)))
         if forgotten == len(starts):
             raise Problem(
-                f"the message takes {len(encoded(-1)):,} tokens and may take {room:,}, half of the context: shorten it, or give --context"
+                f"the message takes {len(encoded(-1)):,} tokens and may take {room:,}, half of the "
+                "context: shorten it, or give --context"
             )
         return encoded(forgotten), forgotten
 
-    # --- from tokens to tokens ----------------------------------------------------------------------------------------------
+    # --- from tokens to tokens
+    # ----------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def step(self, name: str, ids: list[int], cache: Cache | None, temperature: float) -> tuple[int, Cache]:
@@ -112,7 +128,9 @@ class Models:
         return chosen(logits, temperature), output.past_key_values
 
     def switched_to(self, name: str) -> PreTrainedModel | PeftModel:
-        """The shared base with this checkpoint's adapter on or all off; a model of its own where the checkpoint is a whole one."""
+        """The shared base with this checkpoint's adapter on or all off; a model of its own where the
+        checkpoint is a whole one.
+        """
         adapters = getattr(self.shared, "peft_config", {})
         if name != BASE and name not in adapters:
             return self.whole[name] if name in self.whole else self.loaded_whole(name)
@@ -161,7 +179,9 @@ class Reply:
             try:
                 token, cache = self.models.step(self.name, ids, cache, self.temperature)
             except torch.cuda.OutOfMemoryError:
-                raise Problem("the GPU's memory is full: clear the conversation, or give a smaller --context") from None
+                raise Problem(
+                    "the GPU's memory is full: clear the conversation, or give a smaller --context"
+                ) from None
             if token in self.models.stops:
                 self.stopped = True
                 return
@@ -176,15 +196,19 @@ def chosen(logits: torch.Tensor, temperature: float) -> int:
     return int(torch.multinomial(TopPLogitsWarper(TOP_P)(None, scaled).softmax(-1), 1))
 
 
-# --- what can be used -------------------------------------------------------------------------------------------------------
+# --- what can be used ---------------------------------------------------------------------------------------
 
 
 def check_base(params: Params) -> None:
     """Raise Problem where there is no base yet, or that of another model."""
     if not manifest.MANIFEST.exists():
-        raise Problem(f"{manifest.MANIFEST} does not exist: run `dvc repro`, or `dvc checkout` where it has run")
+        raise Problem(
+            f"{manifest.MANIFEST} does not exist: run `dvc repro`, or `dvc checkout` where it has run"
+        )
     if (found := read_json(manifest.MANIFEST)["model"]) != params.model:
-        raise Problem(f"{manifest.MANIFEST} is {found}, but params.yaml names model: {params.model}: run `dvc repro`")
+        raise Problem(
+            f"{manifest.MANIFEST} is {found}, but params.yaml names model: {params.model}: run `dvc repro`"
+        )
 
 
 def base_sha256() -> str:

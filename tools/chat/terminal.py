@@ -55,11 +55,15 @@ class Chat:
         return f"{self.name} answers"
 
     def answer(self, line: str, mode: str) -> None:
-        """Write the answer to a line as it comes. What a person stopped stays in the conversation as far as it went."""
+        """Write the answer to a line as it comes. What a person stopped stays in the conversation as far as
+        it went.
+        """
         asked = [*self.messages, {"role": "user", "content": line}]
         reply = self.models.reply(self.name, system_turn(self.system) + asked, self.temperature)
         if reply.forgotten:
-            note(f"the oldest {reply.forgotten} of {len(asked) // 2 + 1} turns no longer fit into the context")
+            note(
+                f"the oldest {reply.forgotten} of {len(asked) // 2 + 1} turns no longer fit into the context"
+            )
         with interruptible() as interrupted:
             pieces = takewhile(lambda _: not interrupted.is_set(), reply)
             for text in bidi.displayed(pieces, mode, shutil.get_terminal_size().columns):
@@ -69,7 +73,9 @@ class Chat:
 
 
 def run(models: Models, name: str, temperature: float, mode: str | None) -> None:
-    """Until the input ends. Answers alone go to stdout where it is not a terminal's, and all else to stderr."""
+    """Until the input ends. Answers alone go to stdout where it is not a terminal's, and all else to
+    stderr.
+    """
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(encoding="utf-8", errors="replace")
     with suppress(ImportError):
@@ -129,7 +135,9 @@ def temperature(text: str) -> float:
 
 @contextmanager
 def interruptible() -> Iterator[Event]:
-    """Ctrl-C sets the event instead of raising wherever the program is, be it in the middle of a forward pass."""
+    """Ctrl-C sets the event instead of raising wherever the program is, be it in the middle of a forward
+    pass.
+    """
     interrupted = Event()
     before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     try:

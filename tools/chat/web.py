@@ -1,4 +1,6 @@
-"""The page and its server: chat, and blind comparison of two checkpoints. On this machine alone unless --host says otherwise."""
+"""The page and its server: chat, and blind comparison of two checkpoints. On this machine alone unless --host
+says otherwise.
+"""
 
 import asyncio
 import ipaddress
@@ -25,11 +27,18 @@ from stages.settings.errors import Problem
 from tools.chat.arena import Arena, Duel
 from tools.chat.models import Models, Reply
 
-FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+FILES = {
+    "page.html": "text/html",
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
 LARGEST = 1_000_000  # bytes of a request
 HEADERS = {
-    # Nothing but this server's own files, no inline code, in no other page's frame; and no text is ever read as HTML.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+    # Nothing but this server's own files, no inline code, in no other page's frame; and no text is ever read
+    # as HTML.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src "
+    "'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -38,7 +47,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-# --- what a request may say -------------------------------------------------------------------------------------------------
+# --- what a request may say ---------------------------------------------------------------------------------
 
 
 class Body(BaseModel):
@@ -61,7 +70,10 @@ class Question(Body):
         roles = [turn.role for turn in self.messages]
         turns = roles[roles[0] == "system" :]
         if turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
-            raise ValueError("messages must be turns of user and assistant, the last of the user, after at most one of system")
+            raise ValueError(
+                "messages must be turns of user and assistant, the last of the user, after at most one of "
+                "system"
+            )
         return self
 
     @property
@@ -98,11 +110,13 @@ async def parsed(request: Request, kind: type[Body]) -> Body:
         raise HTTPException(400, f"{where}: {first['msg']}" if where else first["msg"]) from None
 
 
-# --- answering ----------------------------------------------------------------------------------------------------------------
+# --- answering ----------------------------------------------------------------------------------------------
 
 
 class Service:
-    """What the routes share. One answer or battle at a time; the models and the arena are used by one thread."""
+    """What the routes share. One answer or battle at a time; the models and the arena are used by one
+    thread.
+    """
 
     def __init__(self, models: Models, name: str, temperature: float):
         self.models, self.name, self.temperature = models, name, temperature
@@ -115,18 +129,24 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         asked = await parsed(request, ChatBody)
-        return await self.streamed(lambda: self.models.reply(asked.checkpoint, asked.plain, asked.temperature), chat_events)
+        return await self.streamed(
+            lambda: self.models.reply(asked.checkpoint, asked.plain, asked.temperature), chat_events
+        )
 
     async def battle(self, request: Request) -> Response:
         asked = await parsed(request, BattleBody)
-        return await self.streamed(lambda: Duel.of(self.models, asked.checkpoints, asked.plain, asked.temperature), self.arena.events)
+        return await self.streamed(
+            lambda: Duel.of(self.models, asked.checkpoints, asked.plain, asked.temperature), self.arena.events
+        )
 
     async def vote(self, request: Request) -> Response:
         asked = await parsed(request, VoteBody)
         return JSONResponse(await self.worked(self.arena.vote, asked.battle, asked.vote))
 
     async def streamed(self, begin: Callable, events: Callable) -> Response:
-        """JSON lines. What is wrong with the question is a 400 before any of them; what goes wrong later is the last one."""
+        """JSON lines. What is wrong with the question is a 400 before any of them; what goes wrong later is
+        the last one.
+        """
         return JsonLines(self.one_by_one(events(await self.worked(begin))), media_type="application/x-ndjson")
 
     async def one_by_one(self, events: Iterator[dict]) -> AsyncIterator[str]:
@@ -152,15 +172,19 @@ def chat_events(reply: Reply) -> Iterator[dict]:
 
 class JsonLines(StreamingResponse):
     async def stream_response(self, send: Send) -> None:
-        async with aclosing(self.body_iterator):  # at once where the client goes away, and not when it is garbage
+        async with aclosing(
+            self.body_iterator
+        ):  # at once where the client goes away, and not when it is garbage
             await super().stream_response(send)
 
 
-# --- who may ask ----------------------------------------------------------------------------------------------------------------
+# --- who may ask --------------------------------------------------------------------------------------------
 
 
 class Guard:
-    """Answers only requests to this server by its own name and, for those that do something, from its own page."""
+    """Answers only requests to this server by its own name and, for those that do something, from its own
+    page.
+    """
 
     def __init__(self, app: ASGIApp, host: str):
         self.app, self.host = app, host
@@ -168,7 +192,10 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *((k.lower().encode(), v.encode()) for k, v in HEADERS.items())]
+                message["headers"] = [
+                    *message["headers"],
+                    *((k.lower().encode(), v.encode()) for k, v in HEADERS.items()),
+                ]
             await send(message)
 
         refusal = self.refusal(Request(scope)) if scope["type"] == "http" else None
@@ -177,19 +204,27 @@ class Guard:
     def refusal(self, request: Request) -> Response | None:
         asked, origin = request.headers.get("host", ""), request.headers.get("origin")
         if not self.is_ours(asked):
-            return JSONResponse({"error": "this server does not go by that name"}, 421)  # a name that leads here by DNS rebinding
+            return JSONResponse(
+                {"error": "this server does not go by that name"}, 421
+            )  # a name that leads here by DNS rebinding
         foreign = origin is not None and origin.partition("://")[2] != asked
-        if request.method == "POST" and (foreign or request.headers.get("sec-fetch-site", "same-origin") != "same-origin"):
+        if request.method == "POST" and (
+            foreign or request.headers.get("sec-fetch-site", "same-origin") != "same-origin"
+        ):
             return JSONResponse({"error": "only this server's own page may ask"}, 403)
         return None
 
     def is_ours(self, asked: str) -> bool:
-        """The address bound, or this machine's own names for itself; any address, but no name, where all are bound."""
+        """The address bound, or this machine's own names for itself; any address, but no name, where all are
+        bound.
+        """
         try:
             name = urlsplit(f"//{asked}").hostname or ""
         except ValueError:
             return False
-        return name in ("127.0.0.1", "::1", "localhost", self.host.lower()) or (self.host in ("0.0.0.0", "::") and is_address(name))
+        return name in ("127.0.0.1", "::1", "localhost", self.host.lower()) or (
+            self.host in ("0.0.0.0", "::") and is_address(name)
+        )
 
 
 def is_address(name: str) -> bool:
@@ -200,14 +235,17 @@ def is_address(name: str) -> bool:
     return True
 
 
-# --- the application --------------------------------------------------------------------------------------------------------
+# --- the application ----------------------------------------------------------------------------------------
 
 
 def application(models: Models, name: str, temperature: float, host: str) -> Starlette:
     service = Service(models, name, temperature)
     return Starlette(
         routes=[
-            *(Route("/" if name == "page.html" else f"/{name}", file(name), methods=["GET"]) for name in FILES),
+            *(
+                Route("/" if name == "page.html" else f"/{name}", file(name), methods=["GET"])
+                for name in FILES
+            ),
             Route("/api/state", service.state, methods=["GET"]),
             Route("/api/chat", service.chat, methods=["POST"]),
             Route("/api/battles", service.battle, methods=["POST"]),
@@ -216,7 +254,9 @@ def application(models: Models, name: str, temperature: float, host: str) -> Sta
         middleware=[Middleware(Guard, host=host)],
         exception_handlers={
             Problem: lambda _, problem: JSONResponse({"error": str(problem)}, 400),
-            HTTPException: lambda _, error: JSONResponse({"error": error.detail}, error.status_code, error.headers),
+            HTTPException: lambda _, error: JSONResponse(
+                {"error": error.detail}, error.status_code, error.headers
+            ),
         },
     )
 

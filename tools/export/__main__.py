@@ -1,9 +1,11 @@
-"""Make of a checkpoint a model that others can run → exports/<checkpoint>: weights, tokenizer, chat template, stop tokens, model card.
+"""Make of a checkpoint a model that others can run → exports/<checkpoint>: weights, tokenizer, chat template,
+stop tokens, model card.
 
 python -m tools.export models/dpo [--gguf f16|q8_0|q4_k_m] [--out FOLDER] [--push OWNER/NAME]
 
-The result is compared with the checkpoint before it is written. --gguf adds a file for llama.cpp and a Modelfile for Ollama;
---push uploads the folder to the Hugging Face hub as a private repository, with the token of HF_TOKEN.
+The result is compared with the checkpoint before it is written. --gguf adds a file for llama.cpp and a
+Modelfile for Ollama; --push uploads the folder to the Hugging Face hub as a private repository, with the
+token of HF_TOKEN.
 """
 
 import argparse
@@ -24,7 +26,9 @@ HELD_OUT = Path("data/formatted/instructions/validation.parquet")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path, help="models/sft, models/dpo, …")
     parser.add_argument("--gguf", choices=KINDS)
     parser.add_argument("--out", type=Path, metavar="FOLDER")
@@ -60,7 +64,9 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
     source = checkpoint if whole else manifest.base_folder()
     with replace_folder(out) as folder:
         merge.merge(weights, source, None if whole else checkpoint, folder)
-        context = describe(folder, read_json(source / "config.json"), weights.dtype, stops, tokenizer.pad_token_id)
+        context = describe(
+            folder, read_json(source / "config.json"), weights.dtype, stops, tokenizer.pad_token_id
+        )
         tokenizer.chat_template = templates.jinja(template, params.prompt.system)
         tokenizer.save_pretrained(folder)
 
@@ -72,44 +78,66 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
             gguf_file.write(folder, folder / file, kind)
             checked[file] = checks.check_gguf(folder / file, expected, stops, limit)
             (folder / "Modelfile").write_text(
-                templates.modelfile(template, params.prompt.system, file, min(context, 4096)), encoding="utf-8"
+                templates.modelfile(template, params.prompt.system, file, min(context, 4096)),
+                encoding="utf-8",
             )
             serving += templates.OLLAMA
-        (folder / "README.md").write_text(card.card(checkpoint, checked, serving % {"name": out.name}), encoding="utf-8")
+        (folder / "README.md").write_text(
+            card.card(checkpoint, checked, serving % {"name": out.name}), encoding="utf-8"
+        )
     report(out, checked)
 
 
 def check(checkpoint: Path, out: Path, params: Params) -> None:
-    """Raise Problem where there is nothing to export, where it was trained with another template than it would be exported with, or
-    where a folder would be replaced that is no export.
+    """Raise Problem where there is nothing to export, where it was trained with another template than it
+    would be exported with, or where a folder would be replaced that is no export.
     """
     from stages.model import modeling
 
     there = [Path("models", name) for name in modeling.trained()]
     if checkpoint not in there:
         names = ", ".join(path.as_posix() for path in there) or "none"
-        raise Problem(f"{checkpoint} is no trained checkpoint; there is {names}: run `dvc repro`, or `dvc pull` where it has run")
+        raise Problem(
+            f"{checkpoint} is no trained checkpoint; there is {names}: run `dvc repro`, or `dvc pull` "
+            "where it has run"
+        )
     modeling.check_template(checkpoint, params.prompt)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / "chat_template.jinja").exists():
-        raise Problem(f"--out {out} holds something else than an export, which would be lost: give a folder that does not exist")
+    if (
+        out.exists()
+        and (not out.is_dir() or any(out.iterdir()))
+        and not (out / "chat_template.jinja").exists()
+    ):
+        raise Problem(
+            f"--out {out} holds something else than an export, which would be lost: give a folder that "
+            "does not exist"
+        )
 
 
 def held_out() -> list[str]:
     from pyarrow import parquet
 
     if not HELD_OUT.exists():
-        raise Problem(f"{HELD_OUT} does not exist, whose prompts the export is checked on: run `dvc pull {HELD_OUT.parent}`")
+        raise Problem(
+            f"{HELD_OUT} does not exist, whose prompts the export is checked on: run `dvc pull "
+            f"{HELD_OUT.parent}`"
+        )
     prompts = parquet.read_table(HELD_OUT, columns=["prompt"])["prompt"].to_pylist()
     return prompts[:: -(-len(prompts) // PROMPTS)]
 
 
 def describe(folder: Path, config: dict, dtype: str, stops: list[int], pad: int) -> int:
-    """Write config.json, as published but for the dtype and the stop token, and generation_config.json; give the length of the context."""
+    """Write config.json, as published but for the dtype and the stop token, and generation_config.json; give
+    the length of the context.
+    """
     for key in ("_name_or_path", "quantization_config"):
         config.pop(key, None)
     of_dtype = "torch_dtype" if "torch_dtype" in config else "dtype"  # its name before transformers 5
-    write_json(folder / "config.json", config | {of_dtype: dtype, "eos_token_id": stops[0], "pad_token_id": pad})
-    write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": stops, "pad_token_id": pad})
+    write_json(
+        folder / "config.json", config | {of_dtype: dtype, "eos_token_id": stops[0], "pad_token_id": pad}
+    )
+    write_json(
+        folder / "generation_config.json", {"do_sample": False, "eos_token_id": stops, "pad_token_id": pad}
+    )
     return config["max_position_embeddings"]
 
 
@@ -118,10 +146,16 @@ def report(out: Path, checked: dict) -> None:
     size = sum(path.stat().st_size for path in out.iterdir())
     print(f"export: {out}, {size / 1e6:,.1f} MB")
     for name, facts in checked.items():
-        print(f"        {name}: {facts['same_answers']} of {facts['prompts']} greedy answers are the checkpoint's, token by token")
+        print(
+            f"        {name}: {facts['same_answers']} of {facts['prompts']} greedy answers are the "
+            "checkpoint's, token by token"
+        )
     print(f"        {merged['divergence']:.6f} nats per token between merged model and checkpoint")
     if merged["stopped"] < merged["prompts"]:
-        print(f"note: {merged['prompts'] - merged['stopped']} of {merged['prompts']} answers did not stop within evaluate.max_new_tokens")
+        print(
+            f"note: {merged['prompts'] - merged['stopped']} of {merged['prompts']} answers did not stop "
+            "within evaluate.max_new_tokens"
+        )
 
 
 def push(folder: Path, repo: str) -> None:
@@ -138,7 +172,9 @@ def push(folder: Path, repo: str) -> None:
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Upload {folder.name}")
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         status = getattr(getattr(error, "response", None), "status_code", type(error).__name__)
-        raise Problem(f"--push {repo}: refused ({status}): set HF_TOKEN to a token that may write there") from None
+        raise Problem(
+            f"--push {repo}: refused ({status}): set HF_TOKEN to a token that may write there"
+        ) from None
     print(f"push: {repo} (private)")
 
 

@@ -1,4 +1,5 @@
-"""The model card of an export (README.md): what it is, how it was trained and measured, under which licences, in English and in Arabic.
+"""The model card of an export (README.md): what it is, how it was trained and measured, under which licences,
+in English and in Arabic.
 
 Metadata: https://huggingface.co/docs/hub/model-cards
 """
@@ -13,7 +14,14 @@ from stages.settings import manifest
 from stages.settings.files import read_json
 from stages.sources import hub
 
-HUB_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")  # others are `other` with a name
+HUB_LICENCES = (
+    "apache-2.0",
+    "mit",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+)  # others are `other` with a name
 
 
 def card(checkpoint: Path, checked: dict, serving: str) -> str:
@@ -36,20 +44,30 @@ def card(checkpoint: Path, checked: dict, serving: str) -> str:
     return "\n".join(parts)
 
 
-# --- what there is ---------------------------------------------------------------------------------------------------------
+# --- what there is ------------------------------------------------------------------------------------------
 
 
 def evaluated(checkpoint: Path) -> dict:
     """The scores of evaluate, where dvc.lock says that they are those of this checkpoint; {} otherwise."""
     name, lock = checkpoint.name, Path("dvc.lock")
-    stages = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8"))["stages"] if lock.exists() else {}
+    stages = (
+        YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8"))["stages"] if lock.exists() else {}
+    )
     trained, asked = stages.get(name.replace("-", "@", 1), {}), stages.get(stage_of(name), {})
-    hashes = {entry["md5"] for entry in [*trained.get("outs", []), *asked.get("deps", [])] if entry["path"] == checkpoint.as_posix()}
+    hashes = {
+        entry["md5"]
+        for entry in [*trained.get("outs", []), *asked.get("deps", [])]
+        if entry["path"] == checkpoint.as_posix()
+    }
     return read_json(Path(f"metrics/tables/{name}.json")) if asked and len(hashes) == 1 else {}
 
 
 def stage_of(name: str) -> str:
-    return f"evaluate_refined@{name.removeprefix('refine-')}" if name.startswith("refine-") else f"evaluate@{name}"
+    return (
+        f"evaluate_refined@{name.removeprefix('refine-')}"
+        if name.startswith("refine-")
+        else f"evaluate@{name}"
+    )
 
 
 def datasets(provenance: dict) -> list[dict]:
@@ -60,7 +78,9 @@ def datasets(provenance: dict) -> list[dict]:
     if provenance.get("method") == "continued":
         roles.append("continued")
     return [
-        {"role": role, "name": name, **facts} for role in roles for name, facts in read_json(Path(f"data/raw/{role}/sources.json")).items()
+        {"role": role, "name": name, **facts}
+        for role in roles
+        for name, facts in read_json(Path(f"data/raw/{role}/sources.json")).items()
     ]
 
 
@@ -74,7 +94,13 @@ def title(checkpoint: Path, base: dict) -> str:
 
 def metadata(checkpoint: Path, base: dict, sources: list[dict], tables: dict) -> str:
     licence = base.get("licence")
-    named = {"license": licence} if licence in HUB_LICENCES else {"license": "other", "license_name": licence} if licence else {}
+    named = (
+        {"license": licence}
+        if licence in HUB_LICENCES
+        else {"license": "other", "license_name": licence}
+        if licence
+        else {}
+    )
     results = [
         EvalResult(
             task_type="text-generation", dataset_type=entry["benchmark"], dataset_name=entry["benchmark"],
@@ -95,7 +121,7 @@ def metadata(checkpoint: Path, base: dict, sources: list[dict], tables: dict) ->
     return data.to_yaml()
 
 
-# --- in words --------------------------------------------------------------------------------------------------------------
+# --- in words -----------------------------------------------------------------------------------------------
 
 
 def summary(checkpoint: Path, provenance: dict, base: dict) -> str:
@@ -109,7 +135,9 @@ def summary(checkpoint: Path, provenance: dict, base: dict) -> str:
 
 def licences(base: dict, sources: list[dict]) -> str:
     rows = ["| | name | revision | rows | licence |", "|---|---|---|---|---|"]
-    rows.append(f"| base model | {base_name(base)} | {(base.get('commit') or '')[:12]} | | {base_licence(base)} |")
+    rows.append(
+        f"| base model | {base_name(base)} | {(base.get('commit') or '')[:12]} | | {base_licence(base)} |"
+    )
     for source in sources:
         cells = [
             source["role"],
@@ -134,31 +162,49 @@ def data_licence(source: dict) -> str:
 
 def evaluation(checkpoint: Path, tables: dict) -> str:
     if not tables:
-        return f"Not measured: no evaluation of this very checkpoint ({checkpoint.name}) stands in the project's metrics.\n"
+        return (
+            f"Not measured: no evaluation of this very checkpoint ({checkpoint.name}) stands in the "
+            "project's metrics.\n"
+        )
     rows = ["| benchmark | score | 95 % interval | blind guessing | n |", "|---|---|---|---|---|"]
     for entry in tables["scores"]:
-        interval = f"{entry['ci_low']:.3f} to {entry['ci_high']:.3f}" if entry.get("ci_low") is not None else ""
+        interval = (
+            f"{entry['ci_low']:.3f} to {entry['ci_high']:.3f}" if entry.get("ci_low") is not None else ""
+        )
         chance = f"{entry['chance']:.2f}" if entry.get("chance") else ""
-        rows.append(f"| {entry['benchmark']} | {entry['value']:.3f} | {interval} | {chance} | {entry['n']:,} |")
+        rows.append(
+            f"| {entry['benchmark']} | {entry['value']:.3f} | {interval} | {chance} | {entry['n']:,} |"
+        )
     asked = ["", "How it was asked (scores under another protocol cannot be compared with these):", ""]
-    asked += [f"- {', '.join(f'{key} {value}' for key, value in protocol(entry).items())}" for entry in tables["protocol"]]
+    asked += [
+        f"- {', '.join(f'{key} {value}' for key, value in protocol(entry).items())}"
+        for entry in tables["protocol"]
+    ]
     return "\n".join([*rows, *asked, "", "Measured on the checkpoint before it was merged.\n"])
 
 
 def protocol(entry: dict) -> dict:
-    shown = {key: value for key, value in entry.items() if key not in ("template_sha256", "path") and value not in ("", None)}
-    return {key.replace("_", " "): str(value)[:12] if key == "commit" else value for key, value in shown.items()}
+    shown = {
+        key: value
+        for key, value in entry.items()
+        if key not in ("template_sha256", "path") and value not in ("", None)
+    }
+    return {
+        key.replace("_", " "): str(value)[:12] if key == "commit" else value for key, value in shown.items()
+    }
 
 
 def exported(checked: dict) -> str:
     merged = checked["merged"]
     lines = [
-        f"- merged weights beside the checkpoint: {merged['divergence']:.6f} nats per token apart on held-out prompts, "
+        f"- merged weights beside the checkpoint: {merged['divergence']:.6f} nats per token apart on "
+        "held-out prompts, "
         f"{merged['same_answers']} of {merged['prompts']} greedy answers the same token by token; "
         f"{merged['stopped']} stopped by themselves (of the checkpoint's {merged['checkpoint_stopped']})",
     ]
     lines += [
-        f"- {name} in llama.cpp: {facts['same_answers']} of {facts['prompts']} greedy answers the same token by token"
+        f"- {name} in llama.cpp: {facts['same_answers']} of {facts['prompts']} greedy answers the same "
+        "token by token"
         for name, facts in checked.items()
         if name != "merged"
     ]
@@ -166,13 +212,27 @@ def exported(checked: dict) -> str:
 
 
 def origin(checkpoint: Path, provenance: dict, base: dict) -> str:
-    facts = {"base manifest": provenance["base"]["manifest_sha256"], "training data": provenance["data_sha256"]}
-    facts |= {link["checkpoint"].removeprefix("models/"): link["weights_sha256"] for link in provenance["chain"]}
+    facts = {
+        "base manifest": provenance["base"]["manifest_sha256"],
+        "training data": provenance["data_sha256"],
+    }
+    facts |= {
+        link["checkpoint"].removeprefix("models/"): link["weights_sha256"] for link in provenance["chain"]
+    }
     facts[checkpoint.name] = modeling.weights_sha256(checkpoint)
     facts["prompt template"] = provenance["template_sha256"]
     lines = [f"- {name}: sha256 `{value}`" for name, value in facts.items()]
     versions = ", ".join(f"{name} {number}" for name, number in provenance["versions"].items())
-    return "\n".join([*lines, f"- base in training: {provenance['base']['quantization']} quantisation", f"- {versions}"]) + "\n"
+    return (
+        "\n".join(
+            [
+                *lines,
+                f"- base in training: {provenance['base']['quantization']} quantisation",
+                f"- {versions}",
+            ]
+        )
+        + "\n"
+    )
 
 
 LIMITS = """\
@@ -186,7 +246,11 @@ def arabic(base: dict, provenance: dict, tables: dict) -> str:
     preference = " ثم تدريب على التفضيلات" if provenance["chain"] else ""
     first = tables.get("scores", [None])[0]
     error = f" (الخطأ المعياري {first['stderr']:.3f}، عدد الأسئلة {first['n']:,})" if first else ""
-    measured = f"نتيجته في {first['benchmark']} هي {first['value']:.3f}{error}؛ والجدول الكامل أعلاه." if first else "لم يُقَس بعد."
+    measured = (
+        f"نتيجته في {first['benchmark']} هي {first['value']:.3f}{error}؛ والجدول الكامل أعلاه."
+        if first
+        else "لم يُقَس بعد."
+    )
     return f"""\
 ## بالعربية
 
@@ -196,7 +260,8 @@ def arabic(base: dict, provenance: dict, tables: dict) -> str:
 
 - **القياس:** {measured} لا تصحّ مقارنة نتائج قيست بصيغ أسئلة مختلفة.
 - **الرخصة:** تسري أشدّ الرخص المذكورة في جدول الرخص أعلاه.
-- **الحدود:** قد يخطئ النموذج وهو واثق، فلا يُعتمد عليه في الطب أو القانون أو الفتوى، ولم تُقَس اللهجات ولا المحادثات الطويلة.
+- **الحدود:** قد يخطئ النموذج وهو واثق، فلا يُعتمد عليه في الطب أو القانون أو الفتوى،
+  ولم تُقَس اللهجات ولا المحادثات الطويلة.
 
 </div>
 """

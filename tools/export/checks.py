@@ -9,15 +9,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from stages.model import generation
 from stages.settings.errors import Problem
 
-# Nats per token: rounding to bfloat16 stays below, a merge into another base than the adapter's does not (tests/test_export.py).
+# Nats per token: rounding to bfloat16 stays below, a merge into another base than the adapter's does not
+# (tests/test_export.py).
 LIMIT = 0.01
 GGUF_LIMIT = 1.0  # nats: wide, as 4 bits round much more; it is to catch a file that is read as another model
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a model makes of prompts: its greedy answers as token ids without the stop token, whether each stopped, and at every token
-    of each answer the log-probabilities of the next one, [tokens + 1, vocabulary].
+    """What a model makes of prompts: its greedy answers as token ids without the stop token, whether each
+    stopped, and at every token of each answer the log-probabilities of the next one, [tokens + 1,
+    vocabulary].
     """
 
     prompts: list[str]
@@ -26,14 +28,24 @@ class Record:
     logps: list[torch.Tensor]
 
 
-def record(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], stops: list[int], limit: int) -> Record:
+def record(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    stops: list[int],
+    limit: int,
+) -> Record:
     answers = generation.generate(model, tokenizer, prompts, stops, limit, "checkpoint")
     logps = [next_tokens(model, tokenizer, prompt, answer.tokens) for prompt, answer in zip(prompts, answers)]
-    return Record(prompts, [answer.tokens for answer in answers], [answer.stopped for answer in answers], logps)
+    return Record(
+        prompts, [answer.tokens for answer in answers], [answer.stopped for answer in answers], logps
+    )
 
 
 @torch.inference_mode()
-def next_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: tuple[int, ...]) -> torch.Tensor:
+def next_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: tuple[int, ...]
+) -> torch.Tensor:
     ids = torch.tensor([[*tokenizer(prompt)["input_ids"], *answer]], device=model.device)
     return model(input_ids=ids, logits_to_keep=len(answer) + 1).logits[0].float().log_softmax(-1).cpu()
 
@@ -41,7 +53,9 @@ def next_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prom
 def check_merged(folder: Path, expected: Record, limit: int) -> dict[str, float | int]:
     """How far the exported model is from the checkpoint. Raises Problem where that is more than rounding."""
     model, tokenizer = load(folder)
-    answers = generation.generate(model, tokenizer, expected.prompts, model.generation_config.eos_token_id, limit, "merged")
+    answers = generation.generate(
+        model, tokenizer, expected.prompts, model.generation_config.eos_token_id, limit, "merged"
+    )
     kl = []
     for prompt, answer, before in zip(expected.prompts, expected.answers, expected.logps):
         after = next_tokens(model, tokenizer, prompt, answer)
@@ -49,38 +63,57 @@ def check_merged(folder: Path, expected: Record, limit: int) -> dict[str, float 
     divergence = abs(sum(kl) / len(kl))  # of equal distributions it rounds to either side of 0
     if not divergence <= LIMIT:  # so that NaN fails, too
         raise Problem(
-            f"the merged model is {divergence:.3f} nats per token from the checkpoint, more than rounding explains ({LIMIT}), "
+            f"the merged model is {divergence:.3f} nats per token from the checkpoint, more than rounding "
+            f"explains ({LIMIT}), "
             "so it was not written. An adapter on embeddings that are tied to the head cannot be merged: "
             "leave embed_tokens out of sft.lora.targets"
         )
     facts = {"divergence": round(divergence, 6), "prompts": len(answers)}
     facts["same_answers"] = sum(one.tokens == answer for one, answer in zip(answers, expected.answers))
-    return facts | {"stopped": sum(one.stopped for one in answers), "checkpoint_stopped": sum(expected.stopped)}
+    return facts | {
+        "stopped": sum(one.stopped for one in answers),
+        "checkpoint_stopped": sum(expected.stopped),
+    }
 
 
 def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As a user would, with nothing but the folder. On the GPU where the 16-bit weights leave a quarter of its memory free."""
+    """As a user would, with nothing but the folder. On the GPU where the 16-bit weights leave a quarter of
+    its memory free.
+    """
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] * 0.75 > size
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, device_map={"": 0} if fits else None)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", use_safetensors=True, device_map={"": 0} if fits else None
+    )
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
 def check_gguf(path: Path, expected: Record, stops: list[int], limit: int) -> dict[str, float | int]:
-    """llama.cpp's greedy answers to the same prompts, tokenised by itself. Raises Problem for a file that it reads as another model."""
+    """llama.cpp's greedy answers to the same prompts, tokenised by itself. Raises Problem for a file that it
+    reads as another model.
+    """
     import xllamacpp
 
     asked = xllamacpp.CommonParams()
-    asked.model.path, asked.n_ctx, asked.n_parallel, asked.warmup, asked.verbosity = str(path), 4096, 1, False, -1
+    asked.model.path, asked.n_ctx, asked.n_parallel, asked.warmup, asked.verbosity = (
+        str(path),
+        4096,
+        1,
+        False,
+        -1,
+    )
     server = xllamacpp.Server(asked)
     same, gaps = 0, []
     for prompt, answer, logps in zip(expected.prompts, expected.answers, expected.logps):
-        given = server.handle_completions({"prompt": prompt, "max_tokens": limit, "temperature": 0, "logprobs": 1})
+        given = server.handle_completions(
+            {"prompt": prompt, "max_tokens": limit, "temperature": 0, "logprobs": 1}
+        )
         tokens = given["choices"][0]["logprobs"]["content"]
         same += [token["id"] for token in tokens if token["id"] not in stops] == list(answer)
         gaps += [abs(token["logprob"] - logps[0, token["id"]].item()) for token in tokens[:1]]
     if not sum(gaps) / len(gaps) <= GGUF_LIMIT:
         raise Problem(
-            f"{path.name}: llama.cpp gives the first token of an answer another probability than the checkpoint does, so it was not written"
+            f"{path.name}: llama.cpp gives the first token of an answer another probability than the "
+            "checkpoint does, so it was not written"
         )
     return {"prompts": len(expected.prompts), "same_answers": same}

@@ -1,7 +1,8 @@
 """A merged Qwen2 or Qwen3 model as one GGUF file, for llama.cpp, Ollama and LM Studio.
 
-The `gguf` package of the llama.cpp project writes the file; ggml itself, as xllamacpp carries it, rounds the weights. Which tensor gets
-how many bits is llama.cpp's own choice (src/llama-quant.cpp). Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The `gguf` package of the llama.cpp project writes the file; ggml itself, as xllamacpp carries it, rounds the
+weights. Which tensor gets how many bits is llama.cpp's own choice (src/llama-quant.cpp). Format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import ctypes
@@ -23,7 +24,11 @@ from stages.settings.errors import Problem
 from stages.settings.files import read_json, replace_file
 
 ARCHITECTURES = {"qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
-FILE_TYPES = {"f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "q4_k_m": gguf.LlamaFileType.MOSTLY_Q4_K_M}
+FILE_TYPES = {
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "q4_k_m": gguf.LlamaFileType.MOSTLY_Q4_K_M,
+}
 # What llama.cpp takes where a row is no multiple of the 256 or 32 weights that a type rounds together.
 NARROWER = {Type.Q4_K: Type.Q5_0, Type.Q6_K: Type.Q8_0, Type.Q5_0: Type.F16, Type.Q8_0: Type.F16}
 ROWS = 1024  # that a thread rounds at a time
@@ -46,7 +51,9 @@ class Tensor:
 
 
 def write(model: Path, path: Path, kind: str) -> None:
-    """`model` is a folder that transformers loads, `kind` a key of FILE_TYPES. Tensors pass through memory one by one."""
+    """`model` is a folder that transformers loads, `kind` a key of FILE_TYPES. Tensors pass through memory
+    one by one.
+    """
     config = read_json(model / "config.json")
     check(config)
     tensors = plan(model, config, kind)
@@ -59,7 +66,9 @@ def write(model: Path, path: Path, kind: str) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for tensor in tqdm(tensors, desc=f"gguf {kind}", unit="tensor", leave=False, dynamic_ncols=True, disable=None):
+        for tensor in tqdm(
+            tensors, desc=f"gguf {kind}", unit="tensor", leave=False, dynamic_ncols=True, disable=None
+        ):
             with safe_open(tensor.file, framework="pt") as file:
                 writer.write_tensor_data(stored(file.get_tensor(tensor.source), tensor))
         writer.close()
@@ -67,9 +76,17 @@ def write(model: Path, path: Path, kind: str) -> None:
 
 def check(config: dict) -> None:
     if config["model_type"] not in ARCHITECTURES:
-        raise Problem(f"--gguf: model_type is {config['model_type']}: a GGUF can be written of {', '.join(ARCHITECTURES)}")
-    if config.get("rope_scaling") or (config.get("rope_parameters") or {}).get("rope_type", "default") != "default":
-        raise Problem("--gguf: config.json scales its rotary positions, which is not supported: export without --gguf")
+        raise Problem(
+            f"--gguf: model_type is {config['model_type']}: a GGUF can be written of "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    if (
+        config.get("rope_scaling")
+        or (config.get("rope_parameters") or {}).get("rope_type", "default") != "default"
+    ):
+        raise Problem(
+            "--gguf: config.json scales its rotary positions, which is not supported: export without --gguf"
+        )
 
 
 def plan(model: Path, config: dict, kind: str) -> list[Tensor]:
@@ -79,17 +96,32 @@ def plan(model: Path, config: dict, kind: str) -> list[Tensor]:
     for path in sorted(model.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for source in file.keys():  # noqa: SIM118 (it is no dict)
-                name, shape = names.get_name(source, (".weight", ".bias")), tuple(file.get_slice(source).get_shape())
-                found.append(Tensor(name, source, path, shape, type_of(name, shape, kind, layers, config["tie_word_embeddings"])))
+                name, shape = (
+                    names.get_name(source, (".weight", ".bias")),
+                    tuple(file.get_slice(source).get_shape()),
+                )
+                found.append(
+                    Tensor(
+                        name,
+                        source,
+                        path,
+                        shape,
+                        type_of(name, shape, kind, layers, config["tie_word_embeddings"]),
+                    )
+                )
     return found
 
 
 def type_of(name: str, shape: tuple[int, ...], kind: str, layers: int, tied: bool) -> Type:
-    """llama.cpp's mixtures: more bits for the head, and for values and down projections of the first, last and every third layer."""
+    """llama.cpp's mixtures: more bits for the head, and for values and down projections of the first, last
+    and every third layer.
+    """
     if len(shape) == 1:
         return Type.F32
     wanted = {"f16": Type.F16, "q8_0": Type.Q8_0, "q4_k_m": Type.Q4_K}[kind]
-    if kind == "q4_k_m" and (name == ("token_embd.weight" if tied else "output.weight") or is_sensitive(name, layers)):
+    if kind == "q4_k_m" and (
+        name == ("token_embd.weight" if tied else "output.weight") or is_sensitive(name, layers)
+    ):
         wanted = Type.Q6_K
     while shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0]:
         wanted = NARROWER[wanted]
@@ -122,7 +154,9 @@ def stored(tensor: torch.Tensor, of: Tensor) -> np.ndarray:
 
 
 def ggml_quantize_chunk() -> ctypes._CFuncPtr:
-    """ggml's own function (ggml.h): type, float32 weights, target, first weight, rows, weights per row, importance or null → bytes."""
+    """ggml's own function (ggml.h): type, float32 weights, target, first weight, rows, weights per row,
+    importance or null → bytes.
+    """
     from xllamacpp import xllamacpp
 
     try:
@@ -131,7 +165,13 @@ def ggml_quantize_chunk() -> ctypes._CFuncPtr:
         cure = "export --gguf f16 and run llama.cpp's llama-quantize on it"
         raise Problem(f"--gguf: this system's xllamacpp does not offer ggml's quantisation: {cure}") from None
     function.restype = ctypes.c_size_t
-    function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    function.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        *[ctypes.c_int64] * 3,
+        ctypes.c_void_p,
+    ]
     return function
 
 
@@ -154,18 +194,26 @@ def describe(writer: gguf.GGUFWriter, config: dict, file_type: gguf.LlamaFileTyp
 
 
 def describe_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
-    """Vocabulary, merges, stop token and chat template. Qwen's embeddings have more rows than its tokenizer has tokens."""
+    """Vocabulary, merges, stop token and chat template. Qwen's embeddings have more rows than its tokenizer
+    has tokens.
+    """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     known = {index: token for token, index in tokenizer.get_vocab().items()}
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     added = set(tokenizer.added_tokens_decoder) - special
-    kinds = {index: gguf.TokenType.CONTROL for index in special} | {index: gguf.TokenType.USER_DEFINED for index in added}
+    kinds = {index: gguf.TokenType.CONTROL for index in special} | {
+        index: gguf.TokenType.USER_DEFINED for index in added
+    }
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list([known.get(index, f"[PAD{index}]") for index in range(size)])
     unused = gguf.TokenType.UNUSED
-    writer.add_token_types([kinds.get(index, gguf.TokenType.NORMAL if index in known else unused) for index in range(size)])
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in backend["model"]["merges"]])
+    writer.add_token_types(
+        [kinds.get(index, gguf.TokenType.NORMAL if index in known else unused) for index in range(size)]
+    )
+    writer.add_token_merges(
+        [merge if isinstance(merge, str) else " ".join(merge) for merge in backend["model"]["merges"]]
+    )
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
     writer.add_add_bos_token(False)

@@ -1,8 +1,9 @@
 """An adapter merged into its base, shard by shard: one shard and one layer are in memory at a time.
 
-W' = W + scale · B A (Hu et al. 2021, arXiv 2106.09685), by PEFT's own code, so that rank-stabilised and weight-decomposed adapters
-are right, too, and in float32. W is what the adapter was trained on: of a 4-bit base, the weights that its 4-bit values stand for.
-Merged into the 16-bit weights of such a base an adapter answers differently; merged into 4-bit weights it is mostly rounded away.
+W' = W + scale · B A (Hu et al. 2021, arXiv 2106.09685), by PEFT's own code, so that rank-stabilised and
+weight-decomposed adapters are right, too, and in float32. W is what the adapter was trained on: of a 4-bit
+base, the weights that its 4-bit values stand for. Merged into the 16-bit weights of such a base an adapter
+answers differently; merged into 4-bit weights it is mostly rounded away.
 """
 
 from pathlib import Path
@@ -21,13 +22,19 @@ from stages.settings.params import Weights
 
 
 def merge(weights: Weights, base: Path, adapter: Path | None, out: Path) -> None:
-    """Write the weights of `base` to `out` in the dtype that params.yaml gives the model, with the adapter in them, if there is one."""
+    """Write the weights of `base` to `out` in the dtype that params.yaml gives the model, with the adapter in
+    them, if there is one.
+    """
     model = skeleton(base)
     quantised = linear_layers(model) if weights.quantization == "nf4" and adapter else set()
     layers = adapted_layers(model, adapter) if adapter else {}
     dtype = getattr(torch, weights.dtype)
     where = {}
-    shards = [base / name for name in model_files([path.name for path in base.iterdir()]) if name.endswith(".safetensors")]
+    shards = [
+        base / name
+        for name in model_files([path.name for path in base.iterdir()])
+        if name.endswith(".safetensors")
+    ]
     for shard in tqdm(shards, desc="merge", unit="shard", leave=False, dynamic_ncols=True, disable=None):
         tensors = {}
         with safe_open(shard, framework="pt") as file:
@@ -55,13 +62,21 @@ def skeleton(base: Path) -> PreTrainedModel:
 def linear_layers(model: PreTrainedModel) -> set[str]:
     """Those that bitsandbytes holds in 4 bits: all but the head."""
     head = model.get_output_embeddings()
-    return {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head}
+    return {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
 
 
 def adapted_layers(model: PreTrainedModel, adapter: Path) -> dict[str, BaseTunerLayer]:
     """The layers that an adapter changes, by their names in the base."""
     adapted = PeftModel.from_pretrained(model, adapter)
-    return {name: module for name, module in adapted.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)}
+    return {
+        name: module
+        for name, module in adapted.get_base_model().named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
 
 
 def through_nf4(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""The prompt template in the languages of those who serve the model. Each renders what stages/text/prompts.py renders."""
+"""The prompt template in the languages of those who serve the model. Each renders what stages/text/prompts.py
+renders.
+"""
 
 import json
 
@@ -8,14 +10,18 @@ from stages.text.prompts import Template
 def turns(template: Template) -> list[tuple[str, str, str]]:
     """Each role, what stands before its content, and what after it."""
     ends = {"assistant": f"{template.stop}\n"}
-    return [(role, getattr(template, role), ends.get(role, template.turn_end)) for role in ("system", "user", "assistant")]
+    return [
+        (role, getattr(template, role), ends.get(role, template.turn_end))
+        for role in ("system", "user", "assistant")
+    ]
 
 
 def jinja(template: Template, system: str) -> str:
-    """A chat template for transformers, vLLM, SGLang and llama.cpp. `system` is used where the messages bring no system turn."""
-    default = (
-        f"{{%- if messages[0]['role'] != 'system' -%}}{{{{- {quoted(template.system + system + template.turn_end)} -}}}}{{%- endif -%}}"
-    )
+    """A chat template for transformers, vLLM, SGLang and llama.cpp. `system` is used where the messages bring
+    no system turn.
+    """
+    turn = quoted(template.system + system + template.turn_end)
+    default = f"{{%- if messages[0]['role'] != 'system' -%}}{{{{- {turn} -}}}}{{%- endif -%}}"
     branches = [
         f"{{%- {'if' if role == 'system' else 'elif'} message['role'] == '{role}' -%}}"
         f"{{{{- {quoted(before)} + message['content'] + {quoted(after)} -}}}}"
@@ -31,14 +37,25 @@ def jinja(template: Template, system: str) -> str:
 
 
 def modelfile(template: Template, system: str, weights: str, context: int) -> str:
-    """For `ollama create`, which fills in a template of Go's text/template. https://docs.ollama.com/modelfile"""
+    """For `ollama create`, which fills in a template of Go's text/template.
+    https://docs.ollama.com/modelfile
+    """
     branches = [
         f'{{{{- {"if" if role == "system" else "else if"} eq .Role "{role}" -}}}}'
         f"{{{{- {quoted(before)} }}}}{{{{ .Content }}}}{{{{ {quoted(after)} -}}}}"
         for role, before, after in turns(template)
     ]
-    go = "{{- range .Messages -}}" + "".join(branches) + "{{- end -}}{{- end -}}" + f"{{{{- {quoted(template.assistant)} -}}}}"
-    lines = [f"FROM ./{weights}", f'TEMPLATE """{go}"""', *(f'PARAMETER stop "{stop}"' for stop in template.stops)]
+    go = (
+        "{{- range .Messages -}}"
+        + "".join(branches)
+        + "{{- end -}}{{- end -}}"
+        + f"{{{{- {quoted(template.assistant)} -}}}}"
+    )
+    lines = [
+        f"FROM ./{weights}",
+        f'TEMPLATE """{go}"""',
+        *(f'PARAMETER stop "{stop}"' for stop in template.stops),
+    ]
     lines += ["PARAMETER temperature 0", f"PARAMETER num_ctx {context}"]
     if system:
         lines.append(f'SYSTEM """{system}"""')
