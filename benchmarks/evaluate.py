@@ -3,9 +3,10 @@
     python -m benchmarks.evaluate [--size small] [--items 48] [--only letters|texts] [--tokens 2048]
     [--threads 2] [--json FILE]
 
-Two kinds of items, both of four choices: letters  exam questions that show their choices and are answered by
-    a letter, which is one token: half of the prompts under 100
-             tokens, one in twenty over 250, of which the first line, some 16, names one of 40 subjects
+Two kinds of items, both of four choices:
+    letters  exam questions that show their choices and are answered by a letter, which is one token: half of
+             the prompts under 100 tokens, one in twenty over 250, of which the first line, some 16, names one
+             of 40 subjects
     texts    a prompt of 100 to 200 tokens and whole answers of 10 to 25
 Two ways to score them:
     lm-eval  HFLM.loglikelihood on the loaded model

@@ -3,8 +3,9 @@
     python -m benchmarks.export [--size 0.6b] [--quantization none|nf4] [--gguf q4_k_m] [--json FILE]
 
     peft   what PEFT's documentation shows: the base loaded whole, the adapter on it, merge_and_unload,
-    save_pretrained ours   tools/export/merge.py: shard by shard gguf   tools/export/gguf_file.py, of the
-    merged model
+           save_pretrained
+    ours   tools/export/merge.py: shard by shard
+    gguf   tools/export/gguf_file.py, of the merged model
 
 The base has random weights in bfloat16 (speed does not depend on their values) in shards of about 4 GB, the
 adapter rank 16 on all linear layers. Every variant runs in a process of its own; its peak is that of resident

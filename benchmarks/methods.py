@@ -80,9 +80,9 @@ def run(clone: Path, overrides: list[str]) -> None:
 
 
 def metrics(clone: Path, checkpoint: str) -> dict[str, float]:
-    slices = read_json(clone / f"metrics/tables/{checkpoint}.json")["slices"]
-    found = read_json(clone / f"metrics/{checkpoint}.json") | {
-        f"{one['benchmark']}: {one['name']}": one["value"] for one in slices
+    tables = read_json(clone / f"metrics/tables/{checkpoint}.json")
+    found = {row["measure"]: row["value"] for row in tables["measures"]} | {
+        f"{row['benchmark']}: {row['name']}": row["value"] for row in tables["slices"]
     }
     return {title: found[key] for title, key in COLUMNS.items()}
 

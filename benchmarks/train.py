@@ -3,21 +3,23 @@
     python -m benchmarks.train [--size small] [--rows 96] [--pairs 32] [--only sft|preference] [--threads 2]
     [--json FILE]
 
-Supervised fine-tuning, one pass over the same rows at the same learning rate: guide  what tutorials for Qwen,
-    LoRA and Arabic publish, corrected only so far that it runs on today's libraries: a plain
-           transformers Trainer on one text column (prompt and answer in one string), random batches of 8
-           padded to their longest row, the logits and the loss of whole sequences
+Supervised fine-tuning, one pass over the same rows at the same learning rate:
+    guide  what tutorials for Qwen, LoRA and Arabic publish, corrected only so far that it runs on today's
+           libraries: a plain transformers Trainer on one text column (prompt and answer in one string),
+           random batches of 8 padded to their longest row, the logits and the loss of whole sequences
     trl    SFTTrainer with its defaults: prompt and completion columns, random batches of 8 padded to their
-    longest row ours   stages/sft.py: rows packed with documents, one at a time, and the logits of answers
-    alone
+           longest row
+    ours   stages/sft.py: rows packed with documents, one at a time, and the logits of answers alone
 All three train the project's LoRA. 8 rows make an optimiser step; ours is a pack of 1,024 tokens, which holds
 about as many.
 
 The preference stage, one pass over the same pairs at the same rate, 8 to an optimiser step, from the adapter
-    that `ours` trained: trl          DPOTrainer with its defaults: random batches of 8, and a frozen copy of
-    the adapter that scores each ours-first   stages/dpo.py: 2 pairs of similar length at a time; the policy
-    scores all answers before its first step and stores it ours-second  another method on the same pairs: the
-    scores of their answers are found on disk
+that `ours` trained:
+    trl          DPOTrainer with its defaults: random batches of 8, and a frozen copy of the adapter that
+                 scores each
+    ours-first   stages/dpo.py: 2 pairs of similar length at a time; the policy scores all answers before its
+                 first step and stores it
+    ours-second  another method on the same pairs: the scores of their answers are found on disk
 
 The base is a Qwen3 with random weights (speed does not depend on their values) and lengths are those of
 instruction data: half of the rows under 90 tokens, one in twenty over 500, none over 1,024. Every variant

@@ -6,6 +6,7 @@ python -m stages.evaluate base | sft | dpo | refine-<method>
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,14 +18,12 @@ from stages.settings.params import LOWER_IS_BETTER, Params
 from stages.settings.stage import stage
 from stages.text.prompts import TEMPLATES
 
-FORMATTED, REPORTS, SOURCES = (
-    Path("data/formatted"),
-    Path("data/reports"),
-    Path("data/raw/benchmarks/sources.json"),
-)
-PARENT = {
-    "dpo": Path("models/sft")
-}  # what a checkpoint's training started from; the base model where nothing else is said
+FORMATTED, REPORTS = Path("data/formatted"), Path("data/reports")
+SOURCES = Path("data/raw/benchmarks/sources.json")
+# What a checkpoint's training started from; the base model where nothing else is said.
+PARENT = {"dpo": Path("models/sft")}
+HEADLINE = ("preference", "validation_loss", "stop_rate")  # beside the benchmarks
+DETAILS = ("skills_worked_examples", "skills_choice")  # of the benchmarks: how else the same items were asked
 
 
 def main(checkpoint: str) -> None:
@@ -59,8 +58,8 @@ def main(checkpoint: str) -> None:
         facts, answers = heldout.health(model, spread(texts, params.evaluate.health_prompts))
         entries = scores.scores(rows)
         rows += map(benchmarks.complete, answers)
-        metrics = {
-            **scores.headline(entries),
+        measures = {
+            **scores.overall(entries),
             **scores.place_bias(rows),
             **heldout.text_scores(texts, losses, model.template.stop),
             **heldout.preference_scores(chosen, rejected),
@@ -71,13 +70,12 @@ def main(checkpoint: str) -> None:
         with replace_file(Path(f"data/predictions/{checkpoint}.parquet")) as temporary:
             parquet.write_table(pa.Table.from_pylist(rows, benchmarks.SCHEMA), temporary)
         asked = [protocol(params, name, benchmarks.wording(name, params.evaluate)) for name in names]
-        tables.write(checkpoint, asked, rows, entries, shares(facts))
+        tables.write(checkpoint, asked, rows, entries, measures, shares(facts))
+        metrics = headline(measures, scores.overall(entries))
         write_json(Path(f"metrics/{checkpoint}.json"), metrics)
-        gate(checkpoint, params, metrics)
-        print(
-            f"evaluate: {checkpoint}: "
-            + ", ".join(f"{name} {metrics[name]:.3f}" for name in list(metrics)[:3])
-        )
+        gate(checkpoint, params, measures)
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in list(metrics.items())[:3])
+        print(f"evaluate: {checkpoint}: {shown}")
 
 
 def held_out(role: str) -> list[dict]:
@@ -113,6 +111,12 @@ def shares(facts: dict[str, float]) -> dict[str, float]:
         for name, value in facts.items()
         if name.endswith(("_rate", "_share")) or name in ("repetition", "distinct_2")
     }
+
+
+def headline(measures: dict[str, float], benchmarks: Iterable[str]) -> dict[str, float]:
+    """The few numbers to watch, so that `dvc metrics diff` stays short; the tables hold all of them."""
+    shown = [*benchmarks, *HEADLINE]
+    return {name: value for name, value in measures.items() if name in shown and name not in DETAILS}
 
 
 def gate(checkpoint: str, params: Params, metrics: dict[str, float]) -> None:

@@ -34,36 +34,38 @@ SAMPLE_SEED = 11  # of the fixed sample that a cap takes; as a dataset grows, wh
 def main(role: str) -> None:
     with stage("fetch", role) as params, replace_folder(Path("data/raw") / role) as folder:
         sources = {}
-        for name, (source, wanted) in params.mixture(role).items():
+        for name, (source, wanted) in params.sources(role).items():
+            key = f"mixtures.{params.data}.{role}.{name}"
+            if role == "preferences" and source.path and not Path(source.path).exists():
+                # No error here: evaluate@sft does without. The preference stage does not: stages/check.py.
+                print(f"note: {key}: {source.path} is not there, so there are no pairs of it")
+                continue
             read = builtin if source.builtin else published
-            rows, facts = read(role, name, source, wanted)
+            rows, facts = read(key, role, name, source, wanted)
             count, faults, example = write(folder / f"{name}.parquet", SCHEMAS[ROLES[role]], name, rows)
             if faults.total() == count:
                 raise Problem(
-                    f"data.{role}.{name}: none of {count:,} rows can be read as {role}: "
-                    f"{example or 'the source is empty'}"
+                    f"{key}: none of {count:,} rows can be read as {role}: {example or 'the source is empty'}"
                 )
             sources[name] = facts | {key: facts.get(key, count) for key in ("published", "taken")}
             print(summary(role, name, sources[name], faults))
         write_json(folder / "sources.json", sources)
 
 
-def builtin(role: str, name: str, source: Source, wanted: Rows) -> tuple[Iterator[Row], dict]:
+def builtin(key: str, role: str, name: str, source: Source, wanted: Rows) -> tuple[Iterator[Row], dict]:
     if wanted.rows == "all" or wanted.rows_per_task:
-        raise Problem(f"data.{role}.{name}: the built-in data has no end and no tasks, give a number of rows")
+        raise Problem(f"{key}: the built-in data has no end and no tasks, give a number of rows")
     return skills.MAKERS[role](wanted.rows), {"builtin": source.builtin}
 
 
-def published(role: str, name: str, source: Source, wanted: Rows) -> tuple[Iterator[Row], dict]:
+def published(key: str, role: str, name: str, source: Source, wanted: Rows) -> tuple[Iterator[Row], dict]:
     """Rows of a dataset on a hub or in files, and what it is."""
-    key = f"data.{role}.{name}" if isinstance(source, Own) else f"datasets.{ROLES[role]}.{name}"
-    adapter = adapter_of(key, role, source)
-    root, names, facts = located(key, source, adapter)
+    where = key if isinstance(source, Own) else f"datasets.{ROLES[role]}.{name}"
+    adapter = adapter_of(where, role, source)
+    root, names, facts = located(where, role, source, adapter)
     tasks = [task for path in names for task in read_tasks(root / path, adapter.task)]
     if wanted.rows_per_task and not adapter.task:
-        raise Problem(
-            f"data.{role}.{name}.rows_per_task: this dataset has no tasks; name their column as columns.task"
-        )
+        raise Problem(f"{key}.rows_per_task: this dataset has no tasks; name their column as columns.task")
     mask = sample(tasks, wanted)
     rows = adapted(role, name, adapter, root, names, mask)
     facts |= {"published": len(tasks), "note": adapter.note, "taken": int(mask.sum())}
@@ -82,7 +84,7 @@ def adapter_of(key: str, role: str, source: Source) -> Adapter:
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def located(key: str, source: Source, adapter: Adapter) -> tuple[Path, list[str], dict]:
+def located(key: str, role: str, source: Source, adapter: Adapter) -> tuple[Path, list[str], dict]:
     """A folder, the table files in it, and where they come from."""
     if source.repo:
         found = hub.snapshot(
@@ -101,10 +103,9 @@ def located(key: str, source: Source, adapter: Adapter) -> tuple[Path, list[str]
             names = table_files(files, adapter.files)
         facts = {"path": source.path}
         if not {path, *path.parents} & set(WATCHED):
-            stage_name = f"fetch@{key.split('.')[1]}"
             print(
-                f"note: {key}: {path} is outside {WATCHED[0]}, where DVC watches: edits of it need `dvc "
-                f"repro -f {stage_name}`"
+                f"note: {key}: {path} is outside {WATCHED[0]}, where DVC watches: edits of it need "
+                f"`dvc repro -f fetch@{role}`"
             )
     if not [name for name in names if PurePosixPath(name).suffix in tables.READERS]:
         kinds = ", ".join(suffix[1:] for suffix in tables.READERS)

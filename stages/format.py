@@ -130,7 +130,7 @@ def allocate(folder: Path, rows: int, gate: Format) -> Notes:
 
 def examine_all(batches: list[Batch], settings: quality.Settings, notes: Notes) -> None:
     total = sum(batch.rows for batch in batches)
-    workers = min(len(batches), os.cpu_count() or 1, MOST_WORKERS)
+    workers = max(min(len(batches), os.cpu_count() or 1, MOST_WORKERS), 1)
     with tqdm(
         total=total, desc=f"format {settings.role}", unit=" rows", unit_scale=True, disable=None, leave=False
     ) as bar:
@@ -256,7 +256,8 @@ class Twins:
     def __init__(self, batches: list[Batch]):
         self.batches = batches
         self.ids = pa.chunked_array(
-            [parquet.read_table(batch.shard, columns=["id"])["id"].combine_chunks() for batch in batches]
+            [parquet.read_table(batch.shard, columns=["id"])["id"].combine_chunks() for batch in batches],
+            pa.string(),
         )
 
     def id(self, place: int) -> str:
@@ -280,7 +281,11 @@ class Twins:
 
 
 def gate(role: str, params: Params, report: dict, examples: dict[str, str]) -> None:
-    """Raise Problem where too little is left, naming what took it and a row of each kind."""
+    """Raise Problem where too little is left, naming what took it and a row of each kind. A role may be empty
+    from the start.
+    """
+    if not report["rows"]:
+        return
     lost = sum(report["dropped"].values())
     most = sorted(report["dropped"].items(), key=lambda item: -item[1])
     reasons = ", ".join(f"{count:,} {reason} ({examples[reason]})" for reason, count in most)
@@ -293,7 +298,7 @@ def gate(role: str, params: Params, report: dict, examples: dict[str, str]) -> N
     for split in ("train", "validation"):
         if not report[split]:
             raise Problem(
-                f"no {split} rows of {role} are left ({reasons or 'too few came in'}): see data.{role} and "
+                f"no {split} rows of {role} are left ({reasons or 'too few came in'}): see its datasets and "
                 "format.validation"
             )
 

@@ -2,7 +2,8 @@
 answers.
 
 python -m stages.refine ipo          its reference is the policy of models/dpo, its β the method's times
-refinement.beta_factor python -m stages.refine continued    on data.continued, as sft does it
+                                     refinement.beta_factor
+python -m stages.refine continued    on data.continued, as sft does it
 """
 
 import sys

@@ -1,4 +1,5 @@
-"""What became of every row → metrics/data.json, and for people data/reports/index.html.
+"""What became of every row → metrics/data.json, how many; data/reports/account.json, where each went;
+data/reports/index.html, the same for people.
 
 The benchmarks' rows that cannot be used are listed in data/reports/benchmarks.parquet, as format lists those
 of the other roles.
@@ -23,13 +24,26 @@ def main() -> None:
     with stage("report"):
         roles = {role: read_json(FORMATTED / role / "report.json") for role in ROLES}
         benchmarks = benchmark_report()
-        metrics = {
+        account = {
             role: {name: value for name, value in report.items() if name != "repeated"}
             for role, report in roles.items()
         }
-        write_json(Path("metrics/data.json"), {**metrics, "benchmarks": benchmarks})
+        write_json(REPORTS / "account.json", {**account, "benchmarks": benchmarks})
+        write_json(Path("metrics/data.json"), {**counts(roles), "benchmarks": counts(benchmarks)})
         with replace_file(REPORTS / "index.html") as temporary:
             temporary.write_text(page(roles, benchmarks), encoding="utf-8")
+
+
+def counts(reports: dict[str, dict]) -> dict:
+    """By name, how many rows are used and how many are dropped: what `dvc metrics diff` shows."""
+    return {
+        name: {
+            "used": report["rows"] - (lost := sum(report["dropped"].values())),
+            "dropped": lost,
+        }
+        for name, report in reports.items()
+        if report["rows"]
+    }
 
 
 def benchmark_report() -> dict:

@@ -18,10 +18,10 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 # Small enough for seconds, large enough that every step of every stage happens.
 TINY = {
-    "data.instructions.skills": 330,
-    "data.preferences.skills": 220,
-    "data.continued.skills": 110,
-    "data.benchmarks.skills": 2,
+    "mixtures.demo.instructions.skills": 330,
+    "mixtures.demo.preferences.skills": 220,
+    "mixtures.demo.continued.skills": 110,
+    "mixtures.demo.benchmarks.skills": 2,
     "prompt.max_length": 128,
     "evaluate.health_prompts": 8,
 }
@@ -133,6 +133,7 @@ def workspace(tmp_path_factory, worker_id) -> Workspace:
 def trained(folder: Path) -> Workspace:
     workspace = Workspace(folder)
     for command in (
+        ["check", "params"], ["check", "preferences"],
         ["fetch", "instructions"], ["fetch", "preferences"], ["fetch", "continued"], ["fetch", "benchmarks"],
         ["base"],
         ["format", "instructions"], ["format", "preferences"], ["format", "continued"], ["sft"],

@@ -207,7 +207,8 @@ def test_contradictions_are_out_and_repetitions_stand_once():
 def taken(path, role="instructions", **source):
     """The rows that fetch makes of a file."""
     wanted = Rows(**{key: source.pop(key) for key in ("rows", "rows_per_task") if key in source})
-    rows, facts = fetch.published(role, "mine", Own(path=str(path), **source), wanted)
+    key = f"mixtures.demo.{role}.mine"
+    rows, facts = fetch.published(key, role, "mine", Own(path=str(path), **source), wanted)
     return list(rows), facts
 
 
@@ -313,22 +314,27 @@ def test_a_cap_takes_a_fixed_sample_that_stays_as_the_data_grows(tmp_path):
     write(1100)
     grown = {row["id"] for row in taken(tmp_path / "a.parquet", columns=COLUMNS, rows=100)[0]}
     assert len(grown & set(ids)) > 80
-    with pytest.raises(Problem, match=r"data.instructions.mine.rows_per_task: this dataset has no tasks"):
+    with pytest.raises(
+        Problem, match=r"mixtures.demo.instructions.mine.rows_per_task: this dataset has no tasks"
+    ):
         taken(tmp_path / "a.parquet", columns=COLUMNS, rows_per_task=30)
 
 
 def test_a_wrong_layout_is_a_problem_that_names_the_columns(tmp_path, monkeypatch):
     with pytest.raises(
-        Problem, match=r"data.instructions.mine.columns names q: instructions need completion, prompt"
+        Problem,
+        match=r"mixtures.demo.instructions.mine.columns names q: instructions need completion, prompt",
     ):
         taken(tmp_path / "a.jsonl", columns={"q": "q"})
     with pytest.raises(
         Problem,
-        match=r"data.instructions.mine.adapter is 'arabicmmlu': for instructions it must be one of cidar",
+        match=r"mixtures.demo.instructions.mine.adapter is 'arabicmmlu': "
+        r"for instructions it must be one of cidar",
     ):
         taken(tmp_path / "a.jsonl", adapter="arabicmmlu")
     with pytest.raises(
-        Problem, match=r"data.instructions.mine: no table file \(parquet, jsonl, json, csv\) at .*nowhere"
+        Problem,
+        match=r"mixtures.demo.instructions.mine: no table file \(parquet, jsonl, json, csv\) at .*nowhere",
     ):
         taken(tmp_path / "nowhere", columns=COLUMNS)
     (tmp_path / "a.parquet").write_bytes(b"PAR1 cut")

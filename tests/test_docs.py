@@ -284,7 +284,8 @@ def test_every_key_that_is_named_exists():
     """A dotted name in backticks that begins as a section of params.yaml does."""
     whole = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for role, layout in params.ROLES.items():
-        whole["data"][role] |= whole["datasets"][layout]  # any of them can be named
+        for mixture in whole["mixtures"].values():
+            mixture[role] |= whole["datasets"][layout]  # any of them can be named
     unknown = defaultdict(list)
     for page in PAGES:
         for key in re.findall(r"`([a-z_]+(?:\.[\w-]+)+)(?:: [^`]+)?`", page.read_text(encoding="utf-8")):

@@ -155,11 +155,12 @@ def asked(workspace: Workspace, tmp_path_factory) -> Workspace:
         text = "\n".join(json.dumps(one, ensure_ascii=False) for one in rows)
         (project.path / f"data/own/{name}.jsonl").write_text(text, encoding="utf-8")
     project.set({
-        "data.benchmarks.exam": {
+        "allow_builtin": True,
+        "mixtures.demo.benchmarks.exam": {
             "path": "data/own/exam.jsonl",
             "columns": {"question": "سؤال", "choices": ["أ", "ب", "ج"], "answer": "صحيح", "subject": "مادة"},
         },
-        "data.benchmarks.facts": {"path": "data/own/facts.jsonl",
+        "mixtures.demo.benchmarks.facts": {"path": "data/own/facts.jsonl",
             "columns": {"question": "q", "answer": "a"}},
         "evaluate.rotate": True,
     })  # fmt: skip

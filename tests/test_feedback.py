@@ -48,7 +48,11 @@ def voted(workspace: Workspace, tmp_path_factory) -> Workspace:
     """People have voted 80 times, and some of what they said cannot be used."""
     project = workspace.copy(tmp_path_factory.mktemp("voted") / "project")
     project.set(
-        {"data.preferences": {"feedback": "all"}, "format.validation": 0.2, "evaluate.health_prompts": 2}
+        {
+            "mixtures.demo.preferences": {"feedback": "all"},
+            "format.validation": 0.2,
+            "evaluate.health_prompts": 2,
+        }
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project.path)

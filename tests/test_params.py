@@ -15,17 +15,18 @@ ROOT = Path(__file__).parents[1]
 GOOD = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
-def changed(tmp_path, key, value):
-    """params.yaml with one key changed (or removed, for ...)."""
+def changed(tmp_path, values):
+    """params.yaml with some keys changed (or removed, for ...)."""
     table = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    *parents, last = key.split(".")
-    section = table
-    for parent in parents:
-        section = section[parent]
-    if value is ...:
-        del section[last]
-    else:
-        section[last] = value
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        section = table
+        for parent in parents:
+            section = section[parent]
+        if value is ...:
+            del section[last]
+        else:
+            section[last] = value
     path = tmp_path / "params.yaml"
     with path.open("w", encoding="utf-8") as file:
         YAML().dump(table, file)
@@ -42,7 +43,13 @@ def changed(tmp_path, key, value):
             "continued",
             "method is 'continued', which learns from no preferences: write refine: [continued]",
         ),
-        ("data.continued", {}, "data.continued is empty: name a dataset"),
+        ("data", "dmo", "data is 'dmo': it must be one of demo, chatbot"),
+        (
+            "mixtures.demo.instructions",
+            {},
+            "mixtures.demo.instructions is {}: dictionary should have at least",
+        ),
+        ("mixtures.mine.max_new_tokens", 8, "mixtures.mine.max_new_tokens is not a known key"),
         ("launch", "", "launch is ''"),
         (
             "training.optimizer",
@@ -53,14 +60,14 @@ def changed(tmp_path, key, value):
         ("refine", ["ipo", "ipo"], "each pass can stand in it once"),
         ("seed", "seven", "seed is 'seven'"),
         (
-            "data.instructions",
+            "mixtures.demo.instructions",
             {"cidarr": 10},
-            "data.instructions is 'cidarr': it must be one of skills, cidar",
+            "mixtures.demo.instructions is 'cidarr': it must be one of skills, cidar",
         ),
         (
-            "data.instructions.skills",
+            "mixtures.demo.instructions.skills",
             0,
-            "data.instructions.skills.rows: must be a number of rows or `all`, not 0",
+            "mixtures.demo.instructions.skills.rows: must be a number of rows or `all`, not 0",
         ),
         ("text.tashkeel", "remove", "text.tashkeel is 'remove': input should be 'keep' or 'strip'"),
         ("prompt.template", "alpaca", "prompt.template is 'alpaca': input should be 'chatml' or 'arabic'"),
@@ -69,13 +76,16 @@ def changed(tmp_path, key, value):
         ("sft.epochs", -1, "sft.epochs is -1"),
         ("sft.epochs", True, "sft.epochs is True"),
         ("sft.packing", "yes", "sft.packing is 'yes'"),
-        ("sft.pakcing", True, "sft.pakcing is not a known key"),
+        ("sft.pakcing", True, "sft.pakcing is not a known key: did you mean packing?"),
         ("sft.warmup", ..., "sft.warmup is missing"),
         ("evaluate.split", "train", "evaluate.split is 'train'"),
         ("models.nano.sft.lora.targets", "some", "models.nano.sft.lora.targets is 'some'"),
         ("models.nano.sft.lora.rank", 8, "models.nano.sft.lora.rank is not a known key"),
         ("models.nano.weights.path", None, "needs either `repo`"),
         ("models.qwen2_5-7b.weights.revision", None, "needs a `revision`"),
+        ("model_defaults.sft.lora.r", 0, "model_defaults.sft.lora.r is 0: input should be greater"),
+        ("model_defaults.weights", ..., "model_defaults.weights is missing"),
+        ("method_defaults.epochs", "one", "method_defaults.epochs is 'one'"),
         ("models.qwen2_5-7b.sft.lora", None, "4-bit weights cannot be trained in full"),
         ("methods.dpo.sft_weight", 0.5, "methods.dpo.sft_weight is not used by dpo"),
         ("methods.kto.desirable_weight", None, "methods.kto.desirable_weight is required by kto"),
@@ -84,31 +94,40 @@ def changed(tmp_path, key, value):
         ("methods.exo.label_smoothing", 0.0, "methods.exo.label_smoothing is 0.0"),
         (
             "methods.ppo",
-            {"beta": 0.1, "learning_rate_factor": 1, "epochs": 1},
+            {"beta": 0.1},
             "methods is 'ppo': it must be one of",
         ),
-        ("datasets.instructions.cidar.adapter", ..., "datasets.instructions.cidar: needs `columns`"),
+        ("datasets.instructions.cidar", {"path": "a.csv"}, "datasets.instructions.cidar: needs `columns`"),
+        ("datasets.instructions.cidar", "arbml/CIDAR", "datasets.instructions.cidar: needs a `revision`"),
         (
-            "datasets.instructions.cidar.path",
+            "datasets.instructions.skills.path",
             "cidar.jsonl",
-            "datasets.instructions.cidar: needs exactly one of",
+            "datasets.instructions.skills: needs exactly one of",
         ),
         (
             "datasets.preferences.cidar",
             {"repo": "x/y", "adapter": "z"},
             "datasets.preferences.cidar: needs a `revision`",
         ),
-        ("data.instructions.skills", {"rows": "many"}, "data.instructions.skills.rows: must be a number"),
-        ("data.instructions.mine", {"path": "a.csv"}, "data.instructions.mine: needs `columns`"),
         (
-            "data.instructions.mine",
-            {"path": "a.csv", "colums": {}},
-            "data.instructions.mine.colums is not a known key",
+            "mixtures.demo.instructions.skills",
+            {"rows": "many"},
+            "mixtures.demo.instructions.skills.rows: must be a number",
         ),
         (
-            "data.benchmarks",
+            "mixtures.demo.instructions.mine",
+            {"path": "a.csv"},
+            "mixtures.demo.instructions.mine: needs `columns`",
+        ),
+        (
+            "mixtures.demo.instructions.mine",
+            {"path": "a.csv", "colums": {}},
+            "mixtures.demo.instructions.mine.colums is not a known key",
+        ),
+        (
+            "mixtures.demo.benchmarks",
             {"cidar": "all"},
-            "data.benchmarks is 'cidar': it must be one of skills, arabicmmlu",
+            "mixtures.demo.benchmarks is 'cidar': it must be one of skills, arabicmmlu",
         ),
         ("format.near_duplicates", 0.3, "format.near_duplicates is 0.3"),
         ("format.leaks", "keep", "format.leaks is 'keep': input should be 'drop' or 'flag'"),
@@ -116,19 +135,66 @@ def changed(tmp_path, key, value):
 )
 def test_a_bad_value_is_named(tmp_path, key, value, named):
     with pytest.raises(Problem) as raised:
-        reader.read(changed(tmp_path, key, value))
+        reader.read(changed(tmp_path, {key: value}))
     assert named in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_a_method_that_compares_rows_needs_a_batch(tmp_path):
-    table = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    table["method"] = "dno"
-    table["models"]["nano"]["preference"]["batch_size"] = 2
-    with (tmp_path / "params.yaml").open("w", encoding="utf-8") as file:
-        YAML().dump(table, file)
+    path = changed(tmp_path, {"method": "dno", "models.nano.preference.batch_size": 2})
     with pytest.raises(Problem, match=r"models.nano.preference.batch_size is 2: dno .* needs at least 4"):
-        reader.read(tmp_path / "params.yaml")
+        reader.read(path)
+
+
+OWN = {"path": "data/own/a.jsonl", "columns": {"prompt": "p", "completion": "c"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": "qwen3-1_7b"}, "mixtures.demo.instructions.skills is built-in toy data, and model is"),
+        ({"mixtures.demo.instructions.own": OWN}, "toy data, beside mixtures.demo.instructions.own: choose"),
+        (
+            {"mixtures.demo.instructions": {"own": OWN}},
+            "mixtures.demo.preferences.skills is built-in toy data",
+        ),
+        ({"mixtures.demo.benchmarks.acva": "all"}, "toy data, beside mixtures.demo.benchmarks.acva"),
+        (
+            {"model": "qwen3-1_7b", "data": "chatbot", "mixtures.chatbot.continued": {"skills": 9}},
+            "continued",
+        ),
+    ],
+)
+def test_toy_data_in_a_real_run_must_be_asked_for(tmp_path, changes, named):
+    with pytest.raises(Problem) as raised:
+        reader.read(changed(tmp_path, changes))
+    assert named in str(raised.value)
+    assert "allow_builtin: true" in str(raised.value)
+    assert reader.read(changed(tmp_path, changes | {"allow_builtin": True}))
+
+
+def test_a_model_says_only_what_differs_from_the_defaults(tmp_path):
+    path = changed(
+        tmp_path,
+        {
+            "model_defaults.sft.lora.r": 8,
+            "models.small": {"weights": {"path": "models/small"}, "sft": {"lora": {"alpha": 1}}},
+            "models.whole": {"weights": {"path": "models/whole", "dtype": "float32"}, "sft": {"lora": None}},
+            "method_defaults.epochs": 3,
+        },
+    )
+    params = reader.read(path)
+    small, whole, nano = (params.models[name] for name in ("small", "whole", "nano"))
+    assert (small.sft.lora.r, small.sft.lora.alpha, small.weights.dtype) == (8, 1, "bfloat16")
+    assert (whole.sft.lora, whole.weights.dtype, whole.sft.batch_size) == (None, "float32", 2)
+    assert nano.sft.lora.r == 32
+    assert params.methods["kto"].learning_rate_factor == 0.5
+    assert {method.epochs for method in params.methods.values()} == {3}
+
+
+def test_a_dataset_of_the_hub_is_read_by_the_adapter_of_its_name():
+    cidar = reader.read(ROOT / "params.yaml").datasets.instructions["cidar"]
+    assert (cidar.repo, cidar.revision, cidar.adapter) == ("arbml/CIDAR", "main", "cidar")
 
 
 def test_broken_yaml_is_one_line(tmp_path):
@@ -139,13 +205,13 @@ def test_broken_yaml_is_one_line(tmp_path):
 
 def test_every_model_and_method_is_accepted(tmp_path):
     for model in GOOD["models"]:
-        assert reader.read(changed(tmp_path, "model", model)).chosen_model.weights
+        assert reader.read(changed(tmp_path, {"model": model, "data": "cidar"})).chosen_model.weights
     for method in set(GOOD["methods"]) - {"continued"}:
-        assert reader.read(changed(tmp_path, "method", method)).method == method
+        assert reader.read(changed(tmp_path, {"method": method})).method == method
 
 
 def test_a_stage_ends_in_one_line_without_a_traceback(tmp_path):
-    path = changed(tmp_path, "method", "ppo")
+    path = changed(tmp_path, {"method": "ppo"})
     (path.parent / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
     result = subprocess.run(
@@ -169,7 +235,7 @@ def test_reading_what_dvc_yaml_does_not_declare_fails():
 
 
 def test_an_edit_while_a_stage_runs_is_noticed(tmp_path, monkeypatch, capsys):
-    path = changed(tmp_path, "seed", 7)
+    path = changed(tmp_path, {"seed": 7})
     for name in ("dvc.yaml", "stages"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)

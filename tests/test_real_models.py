@@ -11,6 +11,7 @@ from pyarrow import parquet
 from tests.conftest import ROOT, Workspace
 from tests.fake_hub import ARABICMMLU, WORDS, cidar, table, tiny_hub
 from tests.test_pipeline import stages_run
+from tests.test_workflows import COMMANDS
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,7 @@ def read(project: Workspace, name: str) -> dict:
 
 
 def test_a_workflow_runs_to_its_end_with_a_4_bit_model_and_data_from_the_hub(project, hub):
-    result = project.run("bash", "workflows/low-memory.sh")
+    result = project.run(*COMMANDS["low-memory"][1])
     assert {"base", "sft", "dpo", "evaluate@dpo"} <= stages_run(result.stdout)
     assert "licence cc-by-nc-4.0: NON-COMMERCIAL USE ONLY" in result.stdout
     base = read(project, "models/base.json")
@@ -60,7 +61,7 @@ def test_a_workflow_runs_to_its_end_with_a_4_bit_model_and_data_from_the_hub(pro
     assert not hub.asked("pytorch_model.bin") + hub.asked(".py")
     sources = read(project, "data/raw/benchmarks/sources.json")
     assert sources["arabicmmlu"]["commit"] == ARABICMMLU
-    data = read(project, "metrics/data.json")
+    data = read(project, "data/reports/account.json")
     assert data["instructions"]["sources"]["cidar"]["tokens_saved_share"] > 0
     assert data["instructions"]["rows"] == 60
     assert data["preferences"]["rows"] == 60
@@ -86,11 +87,12 @@ def test_a_second_dataset_fetches_nothing_that_is_there(project, hub):
     hub.log.clear()
     hub.push("dataset", "arbml/CIDAR", cidar(30))  # main moves; what was fetched stays
     mine = {"repo": "me/mine", "revision": "main", "columns": {"prompt": "q", "completion": "a"}}
-    project.set({"data.instructions.skills": 110, "data.instructions.mine": mine})
+    own = {"mixtures.cidar.instructions.skills": 110, "mixtures.cidar.instructions.mine": mine}
+    project.set({"allow_builtin": True} | own)
     ran = stages_run(project.run("dvc", "repro", "report").stdout)
-    assert ran == {"fetch@instructions", "format@instructions", "report"}
+    assert ran == {"check@params", "fetch@instructions", "format@instructions", "report"}
     assert len(hub.log) == len(hub.asked("me/mine")) == 2  # what there is, and its one file
-    sources = read(project, "metrics/data.json")["instructions"]["sources"]
+    sources = read(project, "data/reports/account.json")["instructions"]["sources"]
     assert {name: source["rows"] for name, source in sources.items()} == {
         "cidar": 60,
         "skills": 110,

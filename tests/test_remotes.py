@@ -93,7 +93,9 @@ def test_results_on_s3(project, tmp_path):
 
 @pytest.mark.slow
 def test_an_experiment_goes_from_clone_to_clone(project, tmp_path):
-    project.run("dvc", "exp", "run", "-n", "less", "-S", "data.continued.skills=55", "format@continued")
+    project.run(
+        "dvc", "exp", "run", "-n", "less", "-S", "mixtures.demo.continued.skills=55", "format@continued"
+    )
     project.run("dvc", "exp", "push", "origin", "less")
     fresh = clone(project, tmp_path / "fresh")
     assert "less" in fresh.run("dvc", "exp", "list", "origin").stdout

@@ -1,9 +1,11 @@
 """Is the difference real? Two results, or all experiments, compared question by question.
 
-python -m tools.compare REV_A [REV_B] [--checkpoint dpo] [--by subject] [--markdown]     REV_B: the workspace
-by default python -m tools.compare [REV_A [REV_B]] --against sft [--checkpoint dpo]                 another
-checkpoint as A python -m tools.compare --tournament [REV ...] [--checkpoint dpo] [--markdown]           all
-experiments of HEAD by default
+python -m tools.compare REV_A [REV_B] [--checkpoint dpo] [--by subject] [--markdown]
+    REV_B: the workspace by default
+python -m tools.compare [REV_A [REV_B]] --against sft [--checkpoint dpo]
+    another checkpoint as A
+python -m tools.compare --tournament [REV ...] [--checkpoint dpo] [--markdown]
+    all experiments of HEAD by default
 
 REV is a git revision, the name of an experiment, or `workspace`. The predictions come from the DVC cache, or
 from the remote where the cache has none. Only questions that all sides answered count, in their published

@@ -78,8 +78,8 @@ def benchmarks() -> list[str]:
     ]
     if not found:
         raise Problem(
-            f"data.benchmarks is {', '.join(sources)}: none is a published multiple-choice benchmark; add "
-            "one, arabicmmlu say"
+            f"the mixture's benchmarks are {', '.join(sources) or 'none'}: none is a published "
+            "multiple-choice benchmark; add one, arabicmmlu say"
         )
     return found
 
@@ -88,7 +88,8 @@ def rows_of(benchmark: str) -> list[Row]:
     path = RAW / f"{benchmark}.parquet"
     if not path.exists():
         raise Problem(
-            f"{path} does not exist: add {benchmark} to data.benchmarks and run `dvc repro fetch@benchmarks`"
+            f"{path} does not exist: add {benchmark} to the mixture's benchmarks and run "
+            "`dvc repro fetch@benchmarks`"
         )
     return parquet.read_table(path).to_pylist()
 

@@ -44,8 +44,8 @@ def table(name: str) -> dict[str, str]:
         cells[title] = f"{entry['value']:.3f}" + (
             "" if entry["stderr"] is None else f" ± {entry['stderr']:.3f}"
         )
-    others = read_json(METRICS / f"{name}.json").items()
-    return cells | {title: f"{value:.3f}" for title, value in others if title not in benchmarks}
+    others = {row["measure"]: row["value"] for row in tables["measures"]}
+    return cells | {title: f"{value:.3f}" for title, value in others.items() if title not in benchmarks}
 
 
 if __name__ == "__main__":

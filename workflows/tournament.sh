@@ -3,7 +3,7 @@
 # Only the preference stage and its evaluation run again. As it stands it needs no GPU: the built-in model and data.
 #
 # GPU      what the model needs: python -m tools.plan. dno compares at least 4 pairs: on a real model add
-#          -S models.qwen3-1_7b.preference.batch_size=4 -S models.qwen3-1_7b.preference.accumulation=4
+#          -S model_defaults.preference.batch_size=4 -S model_defaults.preference.accumulation=4
 # time     not measured
 set -euo pipefail
 cd "$(dirname "$0")/.."

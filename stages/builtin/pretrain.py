@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -21,8 +22,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 from stages.builtin import skills
 from stages.settings.errors import one_line_errors
 from stages.settings.files import replace_folder, write_json
-from stages.settings.params import Nano
-from stages.settings.reader import read
+from stages.settings.params import NANO
 from stages.text.prompts import END_OF_TEXT, IM_END, IM_START, TEMPLATES
 
 QWEN_SPLIT = (
@@ -31,23 +31,39 @@ QWEN_SPLIT = (
 )
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Nano:
+    """The architecture and training of the built-in base."""
+
+    seed: int = 1
+    documents: int = 80_000
+    vocab_size: int = 4096
+    hidden_size: int = 192
+    intermediate_size: int = 448
+    layers: int = 4
+    heads: int = 4
+    key_value_heads: int = 2
+    block: int = 256  # tokens per row
+    batch_size: int = 16  # rows per step
+    learning_rate: float = 0.003
+
+
+def main(nano: Nano = Nano()) -> None:
     with one_line_errors():
-        nano = read().nano
         documents = list(corpus(nano.documents))
         tokenizer = build_tokenizer(nano.vocab_size, documents)
         set_seed(nano.seed)
         model = Qwen3ForCausalLM(architecture(nano, tokenizer))
         print(f"pretrain: {model.num_parameters():,} parameters, {len(documents):,} documents")
         train(model, blocks(tokenizer, documents, nano.block), nano)
-        with replace_folder(Path("models/nano")) as folder:
+        with replace_folder(Path(NANO)) as folder:
             model.to(torch.bfloat16).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
             made_from = {
                 "corpus_sha256": digest(documents),
                 "weights_sha256": weights,
-                "nano": nano.model_dump(),
+                "nano": asdict(nano),
             }
             write_json(folder / "provenance.json", made_from)
 

@@ -81,7 +81,7 @@ def place_bias(rows: list[dict]) -> dict[str, float]:
     return {"place_bias": round(distance / len(asked), 4)} if asked else {}
 
 
-def headline(entries: list[dict]) -> dict[str, float]:
+def overall(entries: list[dict]) -> dict[str, float]:
     """The score of each benchmark over all its items."""
     return {entry["benchmark"]: entry["value"] for entry in entries if entry["slice"] == "all"}
 

@@ -23,18 +23,21 @@ def write(
     protocol: list[dict],
     rows: list[dict],
     scores: list[dict],
+    measures: dict[str, float],
     health: dict[str, float | None],
 ) -> None:
     """The tables of one checkpoint → metrics/tables/<checkpoint>.json, a line per row.
 
     `protocol`: how each benchmark was asked. `rows`: its predictions. `scores`: dicts of benchmark, slice
-    ("all", "subject", "group", "level", "country", …), name, value, ci_low, ci_high, n. `health`: shares 0..1
-    by name; None where there is no answer to measure.
+    ("all", "subject", "group", "level", "country", …), name, value, ci_low, ci_high, n. `measures`: all that
+    was measured, by name. `health`: shares 0..1 by name; None where there is no answer to measure.
     """
-    found = {
-        figure: ",\n".join(map(_line, own))
-        for figure, own in ({"protocol": protocol} | tables(rows, scores, health)).items()
+    whole = {
+        "protocol": protocol,
+        "measures": [{"measure": name, "value": value} for name, value in measures.items()],
+        **tables(rows, scores, health),
     }
+    found = {figure: ",\n".join(map(_line, own)) for figure, own in whole.items()}
     text = ",\n".join(f'"{figure}": [\n{lines}\n]' for figure, lines in found.items())
     with replace_file(TABLES / f"{checkpoint}.json") as temporary:
         temporary.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")

@@ -188,7 +188,9 @@ def provenance(params: Params, data: Path, parent: Path | None) -> dict:
         "data_sha256": sha256(data),
         "template_sha256": TEMPLATES[params.prompt.template].sha256,
         "chain": chain,
-        "params": params.model_dump(mode="json", warnings=False),
+        "params": params.model_dump(
+            mode="json", warnings=False, exclude={"model_defaults", "method_defaults"}
+        ),
         "versions": {name: version(name) for name in LIBRARIES},
     }
 

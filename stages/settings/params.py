@@ -20,9 +20,8 @@ from stages.text.prompts import TEMPLATES
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
-Name = Annotated[
-    str, Field(pattern=r"^[\w-]+$")
-]  # of a dataset: also of its file, and of a key that -S can write
+# Of a dataset: also of its file, and of a key that -S can write.
+Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
 Amount = Annotated[Any, AfterValidator(lambda value: _amount(value))]
 # What a dataset is for → the layout of its rows: continued training takes rows like those of sft.
 ROLES = {
@@ -31,6 +30,8 @@ ROLES = {
     "continued": "instructions",
     "benchmarks": "benchmarks",
 }
+
+NANO = "models/nano"  # the built-in base model
 
 # What evaluate measures beside the benchmarks.
 LOWER_IS_BETTER = {
@@ -105,20 +106,38 @@ Wanted = Annotated[
     Discriminator(_is_own),
     BeforeValidator(lambda value: value if isinstance(value, (dict, Rows)) else {"rows": value}),
 ]
-Mixture = dict[Name, Wanted]
+Role = dict[Name, Wanted]
 
 
-class Data(Section):
-    instructions: Mixture
-    preferences: Mixture
-    continued: Mixture
-    benchmarks: Mixture
+class Mixture(Section):
+    """What a run learns from and is measured on. All but `instructions` may be empty."""
+
+    instructions: Annotated[Role, Field(min_length=1)]
+    preferences: Role
+    continued: Role
+    benchmarks: Role
+
+
+def _written_out(sources: Any) -> Any:
+    """`name: repo@revision` as a source: a hub's repository, read by the adapter of that name."""
+    if not isinstance(sources, dict):
+        return sources
+    whole = {}
+    for name, source in sources.items():
+        if isinstance(source, str):
+            repo, _, revision = source.partition("@")
+            source = {"repo": repo, "revision": revision or None, "adapter": name}
+        whole[name] = source
+    return whole
+
+
+Sources = Annotated[dict[str, Source], BeforeValidator(_written_out)]
 
 
 class Datasets(Section):
-    instructions: dict[str, Source]
-    preferences: dict[str, Source]
-    benchmarks: dict[str, Source]
+    instructions: Sources
+    preferences: Sources
+    benchmarks: Sources
 
 
 class Text(Section):
@@ -208,16 +227,19 @@ class SftTraining(Training):
     lora: Lora | None
 
 
-class Weights(Section):
-    """Where a base model comes from and how it is held in memory: a hub `repo` at a `revision`, or a local
-    `path`.
-    """
+class Precision(Section):
+    """How a base model is held in memory."""
+
+    quantization: Literal["none", "nf4"]
+    dtype: Literal["float32", "bfloat16", "float16"]
+
+
+class Weights(Precision):
+    """Where a base model comes from, too: a hub `repo` at a `revision`, or a local `path`."""
 
     repo: str | None = None
     path: str | None = None
     revision: str | None = None
-    quantization: Literal["none", "nf4"]
-    dtype: Literal["float32", "bfloat16", "float16"]
 
     @model_validator(mode="after")
     def one_source(self) -> "Weights":
@@ -240,11 +262,24 @@ class Model(Section):
         return self
 
 
-class Method(Section):
-    """Hyperparameters of a method; which of the optional ones it takes is in methods.METHODS."""
+class ModelDefaults(Section):
+    """What an entry of `models` need not say: reader.read puts it there."""
+
+    weights: Precision
+    sft: SftTraining
+    preference: Training
+
+
+class MethodDefaults(Section):
+    """The same of `methods`."""
 
     learning_rate_factor: Positive
     epochs: Positive
+
+
+class Method(MethodDefaults):
+    """Hyperparameters of a method; which of the optional ones it takes is in methods.METHODS."""
+
     beta: Positive | None = None
     sft_weight: Annotated[float, Field(ge=0)] | None = None
     desirable_weight: Positive | None = None
@@ -253,31 +288,19 @@ class Method(Section):
     simpo_gamma: Annotated[float, Field(ge=0)] | None = None
 
 
-class Nano(Section):
-    seed: int
-    documents: Count
-    vocab_size: Annotated[int, Field(ge=512)]
-    hidden_size: Count
-    intermediate_size: Count
-    layers: Count
-    heads: Count
-    key_value_heads: Count
-    block: Count
-    batch_size: Count
-    learning_rate: Positive
-
-
 class Params(Section):
     """The whole file. Every setting is required: a default hidden in code would be a hyperparameter that DVC
     cannot see.
     """
 
     model: str
+    data: str
     method: str
     refine: list[str]
     launch: Annotated[str, Field(pattern=r"\S")]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    data: Data
+    allow_builtin: bool
+    mixtures: dict[Name, Mixture]
     text: Text
     prompt: Prompt
     format: Format
@@ -287,23 +310,28 @@ class Params(Section):
     preference: Schedule
     refinement: Refinement
     evaluate: Evaluate
+    model_defaults: ModelDefaults
     models: dict[str, Model]
+    method_defaults: MethodDefaults
     methods: dict[str, Method]
     datasets: Datasets
-    nano: Nano
 
     @model_validator(mode="after")
     def names_exist(self) -> "Params":
         _known("model", self.model, self.models)
+        _known("data", self.data, self.mixtures)
         _known("method", self.method, self.methods)
         for name in self.refine:
             _known("refine", name, self.methods)
-        for role in ROLES:
-            if role != "benchmarks" and not getattr(self.data, role):
-                raise ValueError(f"data.{role} is empty: name a dataset, for example skills: 1000")
-            for name, wanted in getattr(self.data, role).items():
-                if not isinstance(wanted, Own):
-                    _known(f"data.{role}", name, getattr(self.datasets, ROLES[role]))
+        for mixture, roles in self.mixtures.items():
+            for role in ROLES:
+                for name, wanted in getattr(roles, role).items():
+                    if not isinstance(wanted, Own):
+                        _known(f"mixtures.{mixture}.{role}", name, getattr(self.datasets, ROLES[role]))
+        if "continued" in self.refine and not self.mixture.continued:
+            raise ValueError(
+                f"refine has continued, but mixtures.{self.data}.continued is empty: name a dataset there"
+            )
         if METHODS.get(self.method) and METHODS[self.method].trainer == "sft":
             raise ValueError(
                 f"method is {self.method!r}, which learns from no preferences: write refine: [{self.method}]"
@@ -335,19 +363,41 @@ class Params(Section):
 
     @model_validator(mode="after")
     def requirements_are_measured(self) -> "Params":
-        known = LOWER_IS_BETTER | HIGHER_IS_BETTER | set(self.data.benchmarks)
+        known = LOWER_IS_BETTER | HIGHER_IS_BETTER | set(self.mixture.benchmarks)
         for name in self.evaluate.require:
-            if not any(name == one or name.startswith(f"{one}_") for one in self.data.benchmarks):
+            if not any(name == one or name.startswith(f"{one}_") for one in self.mixture.benchmarks):
                 _known("evaluate.require", name, dict.fromkeys(sorted(known)))
+        return self
+
+    @model_validator(mode="after")
+    def no_toy_data_in_a_real_run(self) -> "Params":
+        """Own rows beside the default's built-in pairs would train a real model on synthetic ones, unseen."""
+        sources = {
+            f"mixtures.{self.data}.{role}.{name}": source
+            for role in ROLES
+            for name, (source, _) in self.sources(role).items()
+        }
+        toys = [key for key, source in sources.items() if source.builtin]
+        if toys and not self.allow_builtin:
+            cure = "choose another `data`, take it out, or set allow_builtin: true"
+            if self.chosen_model.weights.path != NANO:
+                raise ValueError(f"{toys[0]} is built-in toy data, and model is {self.model!r}: {cure}")
+            if len(toys) < len(sources):
+                other = next(key for key in sources if key not in toys)
+                raise ValueError(f"{toys[0]} is built-in toy data, beside {other}: {cure}")
         return self
 
     @property
     def chosen_model(self) -> Model:
         return self.models[self.model]
 
-    def mixture(self, role: str) -> dict[str, tuple[Source, Rows]]:
+    @property
+    def mixture(self) -> Mixture:
+        return self.mixtures[self.data]
+
+    def sources(self, role: str) -> dict[str, tuple[Source, Rows]]:
         """The datasets of a role, in order: where each comes from and how much of it is taken."""
-        wanted, known = getattr(self.data, role), getattr(self.datasets, ROLES[role])
+        wanted, known = getattr(self.mixture, role), getattr(self.datasets, ROLES[role])
         return {name: (own if isinstance(own, Own) else known[name], own) for name, own in wanted.items()}
 
 

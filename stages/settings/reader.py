@@ -1,5 +1,7 @@
 """params.yaml, read and checked whole. Nothing else reads it."""
 
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +10,41 @@ from ruamel.yaml import YAML
 
 from stages.settings import memory
 from stages.settings.errors import Problem
-from stages.settings.params import Params
+from stages.settings.params import Params, Section
 
 
 def read(path: Path = Path("params.yaml")) -> Params:
     """Read and check the whole file. Raises Problem naming the key, its value and what is allowed."""
     try:
-        params = Params.model_validate(load(path))
+        params = Params.model_validate(with_defaults(load(path)))
     except ValidationError as error:
         first, *others = error.errors()
+        if first["loc"] and str(first["loc"][0]).endswith(
+            "_defaults"
+        ):  # each entry that has it from there has the same error
+            others = [one for one in others if one["loc"][0] not in ("models", "methods")]
         more = f" (and {len(others)} more)" if others else ""
         raise Problem(f"params.yaml: {explain(first)}{more}") from None
     memory.check(params)
     return params
+
+
+def with_defaults(raw: Any) -> Any:
+    """The file with model_defaults and method_defaults put into each entry that says nothing else."""
+    if not isinstance(raw, dict):
+        return raw
+    whole = dict(raw)
+    for table, defaults in (("models", "model_defaults"), ("methods", "method_defaults")):
+        if isinstance(raw.get(table), dict):
+            whole[table] = {name: merged(raw.get(defaults), own) for name, own in raw[table].items()}
+    return whole
+
+
+def merged(defaults: Any, own: Any) -> Any:
+    """`own`, with what it leaves out at any depth taken from `defaults`."""
+    if not (isinstance(defaults, dict) and isinstance(own, dict)):
+        return own
+    return defaults | {key: merged(defaults.get(key), value) for key, value in own.items()}
 
 
 def load(path: Path) -> Any:
@@ -43,12 +67,20 @@ def explain(error: dict) -> str:
     ]
     key = ".".join(names)
     if error["type"] == "extra_forbidden":
-        return f"{key} is not a known key: remove it or correct its name"
+        near = get_close_matches(names[-1], {name for section in sections() for name in section.model_fields})
+        return f"{key} is not a known key: {f'did you mean {near[0]}?' if near else 'remove it'}"
     if error["type"] == "missing":
         return f"{key} is missing: add it (git shows the last good value)"
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
     return f"{key} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def sections(of: type[Section] = Section) -> Iterator[type[Section]]:
+    """Every kind of section that params.yaml has."""
+    for section in of.__subclasses__():
+        yield section
+        yield from sections(section)
 
 
 def value_of(params: dict, key: str) -> Any:

@@ -32,7 +32,8 @@ def declared_keys(name: str, params: Params, item: str = "") -> list[str]:
     """The params that dvc.yaml declares for a stage, with ${…} filled in."""
     entry, each = declaration(name)
     value = each[item] if isinstance(each, dict) else item
-    values = {"model": params.model, "method": params.method, "key": item, "item": value}
+    chosen = {"model": params.model, "data": params.data, "method": params.method}
+    values = chosen | {"key": item, "item": value}
     return [
         re.sub(r"\$\{([\w.]+)\}", lambda m: value_of(values, m[1]), key) for key in entry.get("params", [])
     ]

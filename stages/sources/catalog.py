@@ -1,10 +1,11 @@
 """The published datasets: how a row of each becomes a row in one of our three layouts, and under which
 licence.
 
-instructions: prompt [{role, content}], completion [{role, content}] preferences:  prompt, chosen, rejected
-(message lists); of a single vote one of the two is empty: the answer was called good, or bad benchmarks:
-question, context, choices, answer (index), references (texts, of a question without choices), subject, group,
-level, country
+instructions: prompt [{role, content}], completion [{role, content}]
+preferences:  prompt, chosen, rejected (message lists); of a single vote one of the two is empty: the answer
+              was called good, or bad
+benchmarks:   question, context, choices, answer (index), references (texts, of a question without choices),
+              subject, group, level, country
 
 Every layout also has source, id (dataset:row number), task, split, and for a row that cannot be used fault
 (the reason), detail and original. A benchmark item that can be asked but should not count has a fault and its

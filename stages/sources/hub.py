@@ -338,19 +338,18 @@ def explained(wanted: Wanted, error: Exception) -> Problem:
         return Problem(f"{wanted} is gated: accept its licence at {page} and set HF_TOKEN to your token")
     if isinstance(error, errors.RevisionNotFoundError):
         return Problem(
-            f"{wanted}: there is no such revision: give a commit, a tag or a branch of {page} as "
-            f"{wanted.key}.revision"
+            f"{wanted}: there is no such revision: give a commit, a tag or a branch of {page} in {wanted.key}"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return Problem(
-            f"{wanted} is not to be found on {end}: correct {wanted.key}.repo, or set HF_TOKEN if it is "
-            "private"
+            f"{wanted} is not to be found on {end}: correct its name in {wanted.key}, or set HF_TOKEN if it "
+            "is private"
         )
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         if status in (401, 403):  # a hub may answer so to hide that there is nothing
             cure = (
-                f"correct {wanted.key}.repo, or accept the licence at {page} and set HF_TOKEN to a "
+                f"correct its name in {wanted.key}, or accept the licence at {page} and set HF_TOKEN to a "
                 "valid token"
             )
             return Problem(f"{wanted}: {end} refuses access ({status}): {cure}")

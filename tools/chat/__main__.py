@@ -1,8 +1,9 @@
 """Talk with what was trained, in the terminal or in the browser.
 
 python -m tools.chat [CHECKPOINT]        base, sft, dpo or refine-<method>; by default the last of them there
-is python -m tools.chat --web               a page on http://127.0.0.1:8000, with a blind comparison of two
-checkpoints
+                                         is
+python -m tools.chat --web               a page on http://127.0.0.1:8000, with a blind comparison of two
+                                         checkpoints
 """
 
 import argparse

@@ -1,8 +1,10 @@
 """Right-to-left text in terminals, which differ: some order and join Arabic letters themselves, most do not.
 
 isolate   for those that do: each line in a first-strong isolate (U+2068 … U+2069), so that it takes its
-direction from itself shape     for those that do not: letters joined and lines ordered here, row by row,
-right-to-left rows at the right edge none      text as it is
+          direction from itself
+shape     for those that do not: letters joined and lines ordered here, row by row, right-to-left rows at the
+          right edge
+none      text as it is
 """
 
 import re

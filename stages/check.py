@@ -1,0 +1,47 @@
+"""Check params.yaml before anything is fetched or trained → data/checked/<item>, which never changes.
+
+It runs first, and again whenever params.yaml or a file of one's own changes: DVC by itself would say that
+"parameters are missing", or delete models/sft before sft can say that its epochs are no number.
+
+python -m stages.check params         the whole file, and that the files it names are there
+python -m stages.check preferences    that the preference stage will have pairs
+"""
+
+from pathlib import Path
+
+from stages.settings.errors import Problem, one_line_errors
+from stages.settings.files import replace_file
+from stages.settings.params import ROLES, Params
+from stages.settings.reader import read
+from stages.settings.stage import role_argument
+
+SFT_ALONE = "`dvc repro evaluate@sft` (or `dvc exp run … evaluate@sft`) is the run without"
+
+
+def main(item: str) -> None:
+    with one_line_errors():
+        params = read()
+        if item == "params":
+            for role in ROLES:
+                if role != "preferences":
+                    require_files(params, role)
+        else:
+            if not params.mixture.preferences:
+                raise Problem(f"mixtures.{params.data}.preferences is empty: name pairs there; {SFT_ALONE}")
+            require_files(params, "preferences", f"; {SFT_ALONE}")
+        with replace_file(Path("data/checked") / item) as temporary:
+            temporary.write_text("checked\n")
+
+
+def require_files(params: Params, role: str, otherwise: str = "") -> None:
+    """Raise Problem where a local file of a role is not there."""
+    for name, (source, _) in params.sources(role).items():
+        if source.path and not Path(source.path).exists():
+            raise Problem(
+                f"mixtures.{params.data}.{role}.{name}: {source.path} is not there: put it there, or name "
+                f"another dataset{otherwise}"
+            )
+
+
+if __name__ == "__main__":
+    main(role_argument("check", __doc__, ["params", "preferences"]))
