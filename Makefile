@@ -1,24 +1,33 @@
 # Two commands: `make repro` runs the pipeline, `make test` the tests. Both set up .venv first, where needed.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+PIP := python -m pip install --disable-pip-version-check
+TEST := pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: repro test test-all lint
 
 repro: .venv/ready
 	dvc repro
 	python -m tools.scores
+	@git diff --quiet HEAD -- dvc.lock metrics || printf '%s\n' \
+	    'Keep it: git add -A && git commit -m "Results of this machine"    (what comes next is compared with your last commit)'
 
-test: .venv/ready
-	pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: .venv/tests
+	$(TEST)
 
-test-all: .venv/ready
-	pytest -n 3 --dist loadfile --no-loadscope-reorder -m "slow or not slow"
+test-all: .venv/tests
+	$(TEST) -m "slow or not slow"
 
-lint: .venv/ready
+lint: .venv/tests
 	ruff check .
 	ruff format --check .
 
 .venv/ready: requirements.txt constraints.txt
+	@$(PYTHON) tools/preflight.py
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) -r requirements.txt
 	touch .venv/ready
+
+.venv/tests: .venv/ready requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	touch .venv/tests

@@ -249,7 +249,8 @@ def test_what_was_never_pushed(repo, tmp_path, monkeypatch):
     clone.run("dvc", "remote", "modify", "local", "url", str(tmp_path / "empty"))
     monkeypatch.chdir(clone.path)
     with pytest.raises(
-        SystemExit, match=r"dpo\.parquet of first are neither in DVC's cache nor on its remote: `dvc push`"
+        SystemExit,
+        match=r"dpo\.parquet of first are neither in DVC's cache nor on its remote: .*`git add -A && git ",
     ):
         compare.main(["first"])
 

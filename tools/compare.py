@@ -387,8 +387,8 @@ def content(revision: str, path: Path) -> bytes:
         ) from None
     except FileNotFoundError:
         cure = (
-            f"`dvc push` where it was made (an experiment: `dvc exp push origin {revision}`), or `dvc "
-            "repro` there"
+            "another machine made them. Start from your own (`dvc repro`, then `git add -A && git commit`), "
+            f"or `dvc push` there (an experiment: `dvc exp push origin {revision}`)"
         )
         raise Problem(
             f"the bytes of {path} of {revision} are neither in DVC's cache nor on its remote: {cure}"
