@@ -1,0 +1,62 @@
+"""What stages/check.py says before anything is fetched or trained, and the run that a mixture without pairs
+still has.
+"""
+
+import sys
+
+import pytest
+
+from tests.conftest import Workspace
+from tests.test_workflows import own
+
+
+@pytest.fixture
+def project(tmp_path) -> Workspace:
+    project = Workspace(tmp_path)
+    project.set({"data": "mine", "format.validation": 0.2})
+    return project
+
+
+def check(project: Workspace, item: str) -> str:
+    """Its one line of error; nothing where all is well."""
+    result = project.run(sys.executable, "-m", "stages.check", item, check=False)
+    assert bool(result.returncode) == bool(result.stderr)
+    return result.stderr
+
+
+def test_files_that_are_not_there_are_named_up_front(project):
+    line = "error: mixtures.mine.instructions.own: data/own/instructions.jsonl is not there: put it there"
+    assert check(project, "params").startswith(line)
+    own(project)
+    assert check(project, "params") == ""
+    assert check(project, "preferences") == ""
+    (project.path / "data/own/preferences.jsonl").unlink()
+    assert check(project, "params") == ""
+    error = check(project, "preferences")
+    assert error.startswith("error: mixtures.mine.preferences.own: data/own/preferences.jsonl is not there")
+    assert "`dvc repro evaluate@sft`" in error
+
+
+def test_a_mixture_without_pairs_names_the_run_to_make(project):
+    own(project)
+    project.set({"mixtures.mine.preferences": {}})
+    error = check(project, "preferences")
+    assert error.startswith(
+        "error: mixtures.mine.preferences is empty: name pairs there; `dvc repro evaluate@sft`"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("named", [True, False])
+def test_instructions_alone_are_trained_and_evaluated(project, tmp_path_factory, named):
+    own(project)
+    (project.path / "data/own/preferences.jsonl").unlink()
+    if not named:
+        project.set({"mixtures.mine.preferences": {}})
+    project.under_git(tmp_path_factory.mktemp("remote"))
+    whole = project.run("dvc", "repro", check=False)
+    assert whole.returncode != 0
+    assert "sft" not in whole.stdout.replace("evaluate@sft", "")  # trains nothing first
+    project.run("dvc", "repro", "evaluate@sft")
+    assert (project.path / "metrics/sft.json").exists()
+    assert not (project.path / "models/dpo").exists()
