@@ -24,6 +24,7 @@ TINY = {
     "mixtures.demo.benchmarks.skills": 2,
     "prompt.max_length": 128,
     "evaluate.health_prompts": 8,
+    "evaluate.max_new_tokens": 48,
 }
 LONGEST = (
     "test_training", "test_pipeline", "test_docs", "test_resume", "test_remotes", "test_scaling",

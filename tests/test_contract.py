@@ -75,7 +75,9 @@ def project(workspace, tmp_path_factory) -> Workspace:
      ("refine", ["ipo", "continued"])],
 )  # fmt: skip
 def test_every_declared_parameter_is_read(project, monkeypatch, name, items):
-    """The other half, that none is read undeclared, is enforced while a stage runs: see stage.only."""
+    """The other half, that none is read undeclared, is enforced while a stage runs: see stage.only. Defaults
+    are read as parts of the entries that have them from there.
+    """
     monkeypatch.chdir(project.path)
     read = set()
 
@@ -91,6 +93,12 @@ def test_every_declared_parameter_is_read(project, monkeypatch, name, items):
     for item in items:
         importlib.import_module(f"stages.{name}").main(*[item] if item else [])
     monkeypatch.undo()
+    entries = {
+        "model_defaults": f"models.{whole.model}",
+        "method_defaults": f"methods.{items[0] or whole.method}",
+    }
+    for defaults, entry in entries.items():
+        declared = {key.replace(defaults, entry) for key in declared}
     for key in declared:
         *parents, last = key.split(".")
         owner = whole
@@ -103,3 +111,12 @@ def test_every_declared_parameter_is_read(project, monkeypatch, name, items):
             else {(type(owner), last)}
         )
         assert read & expected, f"{name} declares {key} but never reads it"
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_what_an_entry_leaves_out_is_declared_too(name):
+    """A default that changes must run again what an entry has from there."""
+    params = ENTRIES[name].get("params", [])
+    for part, defaults in (("models.${model}", "model_defaults"), ("methods.", "method_defaults")):
+        own = {key.partition("}")[2] for key in params if key.startswith(part)}
+        assert own == {key.removeprefix(defaults) for key in params if key.startswith(defaults)}

@@ -23,7 +23,7 @@ from tests.test_compare import binary, rows, write
 
 PAGES = sorted(
     path
-    for pattern in ("README*.md", "docs/*.md", "workflows/**/*.md", "data/*/README.md")
+    for pattern in ("*.md", "docs/*.md", "workflows/**/*.md", "data/*/README.md")
     for path in ROOT.glob(pattern)
 )
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]

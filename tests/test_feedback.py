@@ -49,6 +49,7 @@ def voted(workspace: Workspace, tmp_path_factory) -> Workspace:
     project = workspace.copy(tmp_path_factory.mktemp("voted") / "project")
     project.set(
         {
+            "allow_builtin": True,
             "mixtures.demo.preferences": {"feedback": "all"},
             "format.validation": 0.2,
             "evaluate.health_prompts": 2,

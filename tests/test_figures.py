@@ -147,6 +147,7 @@ def evaluate(checkpoint: str, broken: bool = False) -> None:
         [],
         [*letters, *answers],
         scores,
+        {},
         {"stop_rate": float(not broken), "cjk_share": 0.6 if broken else 0.0},
     )
 
@@ -205,7 +206,7 @@ def test_two_revisions_side_by_side(repository):
 
 
 def test_a_checkpoint_that_generates_nothing_leaves_the_other_figures_whole(repository):
-    tables.write("base", [], [choice(0, 1)], [score("exam", 0.0)], {})
+    tables.write("base", [], [choice(0, 1)], [score("exam", 0.0)], {}, {})
     figures.main()
     assert set(specifications("show")) == {
         f"Title of {name}" for name in ("scores", "confusion", "reliability")
@@ -215,8 +216,8 @@ def test_a_checkpoint_that_generates_nothing_leaves_the_other_figures_whole(repo
 def test_an_interval_that_does_not_exist_is_not_drawn(repository):
     """As of one answer whose score is neither 0 nor 1."""
     alone = score("exam", 0.5) | dict.fromkeys(("ci_low", "ci_high", "stderr"))
-    tables.write("base", [], [], [alone, alone | {"slice": "subject", "name": "لغة"}], {})
-    tables.write("sft", [], [], [score("exam", 0.6), score("exam", 0.6, "subject", "لغة")], {})
+    tables.write("base", [], [], [alone, alone | {"slice": "subject", "name": "لغة"}], {}, {})
+    tables.write("sft", [], [], [score("exam", 0.6), score("exam", 0.6, "subject", "لغة")], {}, {})
     figures.main()
     plots = specifications("show")
     assert {"0.500", "0.600"} <= set(texts(plots["Title of scores"]))  # the score itself is

@@ -297,9 +297,9 @@ def configured(name: str, **changed) -> params.Params:
     ],
 )
 def test_what_does_not_fit_is_one_line_with_a_cure_that_fits(name, wrong, cured, line):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(Problem) as caught:
         memory.check(configured(name, **wrong))
-    assert str(caught.value) == line
+    assert str(caught.value) == f"params.yaml: {line}"
     memory.check(configured(name, **wrong | cured))
 
 
@@ -311,7 +311,7 @@ def test_every_configured_model_fits_as_it_is():
 
 def test_a_model_that_no_setting_makes_fit():
     with pytest.raises(
-        ValueError, match=r"sft needs .* GB of 12 .*: choose a smaller `model`, or give sft.lora$"
+        Problem, match=r"sft needs .* GB of 12 .*: choose a smaller `model`, or give sft.lora$"
     ):
         memory.check(configured("qwen2_5-3b", sft__lora=None))
 
@@ -340,6 +340,7 @@ def test_every_stage_checks_the_plan_at_its_start(tmp_path):
         (ROOT / "params.yaml")
         .read_text(encoding="utf-8")
         .replace("model: nano", "model: qwen2_5-7b")
+        .replace("data: demo", "data: cidar")
         .replace("vram_gb: 12", "vram_gb: 6")
     )
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8")

@@ -19,9 +19,8 @@ def read(path: Path = Path("params.yaml")) -> Params:
         params = Params.model_validate(with_defaults(load(path)))
     except ValidationError as error:
         first, *others = error.errors()
-        if first["loc"] and str(first["loc"][0]).endswith(
-            "_defaults"
-        ):  # each entry that has it from there has the same error
+        if first["loc"] and str(first["loc"][0]).endswith("_defaults"):
+            # Each entry that has it from there has the same error.
             others = [one for one in others if one["loc"][0] not in ("models", "methods")]
         more = f" (and {len(others)} more)" if others else ""
         raise Problem(f"params.yaml: {explain(first)}{more}") from None
