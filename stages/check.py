@@ -14,6 +14,7 @@ from stages.settings.files import replace_file
 from stages.settings.params import ROLES, Params
 from stages.settings.reader import read
 from stages.settings.stage import role_argument
+from stages.sources.catalog import adapter_of
 
 SFT_ALONE = "`dvc repro evaluate@sft` (or `dvc exp run … evaluate@sft`) is the run without"
 
@@ -23,6 +24,7 @@ def main(item: str) -> None:
         params = read()
         if item == "params":
             for role in ROLES:
+                require_adapters(params, role)
                 if role != "preferences":
                     require_files(params, role)
         else:
@@ -33,12 +35,21 @@ def main(item: str) -> None:
             temporary.write_text("checked\n")
 
 
+def require_adapters(params: Params, role: str) -> None:
+    """Raise Problem where the columns of a dataset, or its adapter, are not those of the role."""
+    for name, (source, _) in params.sources(role).items():
+        if not source.builtin:
+            adapter_of(params.key(role, name), role, source)
+
+
 def require_files(params: Params, role: str, otherwise: str = "") -> None:
     """Raise Problem where a local file of a role is not there."""
     for name, (source, _) in params.sources(role).items():
         if source.path and not Path(source.path).exists():
+            key = params.key(role, name)
+            cure = adapter_of(key, role, source).cure
             raise Problem(
-                f"mixtures.{params.data}.{role}.{name}: {source.path} is not there: put it there, or name "
+                f"{key}: {source.path} is not there: {f'{cure} first' if cure else 'put it there'}, or name "
                 f"another dataset{otherwise}"
             )
 

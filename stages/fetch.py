@@ -24,7 +24,7 @@ from stages.settings.files import replace_folder, write_json
 from stages.settings.params import ROLES, Own, Rows, Source
 from stages.settings.stage import role_argument, stage
 from stages.sources import hub, tables
-from stages.sources.catalog import ADAPTERS, SCHEMAS, Adapter, Fault, Row, by_columns
+from stages.sources.catalog import SCHEMAS, Adapter, Fault, Row, adapter_of
 
 WATCHED = (Path("data/own"), Path("data/feedback"))  # by DVC
 GROUP = 10_000  # rows a row group: what a later stage holds in memory at a time
@@ -70,15 +70,6 @@ def published(key: str, role: str, name: str, source: Source, wanted: Rows) -> t
     rows = adapted(role, name, adapter, root, names, mask)
     facts |= {"published": len(tasks), "note": adapter.note, "taken": int(mask.sum())}
     return (contradictions(list(rows)) if role == "benchmarks" else rows), facts
-
-
-def adapter_of(key: str, role: str, source: Source) -> Adapter:
-    if source.columns:
-        return by_columns(key, ROLES[role], source.columns)
-    known = [name for name, adapter in ADAPTERS.items() if adapter.role == ROLES[role]]
-    if source.adapter not in known:
-        raise Problem(f"{key}.adapter is {source.adapter!r}: for {role} it must be one of {', '.join(known)}")
-    return ADAPTERS[source.adapter]
 
 
 # --- files --------------------------------------------------------------------------------------------------

@@ -37,6 +37,29 @@ def test_files_that_are_not_there_are_named_up_front(project):
     assert "`dvc repro evaluate@sft`" in error
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"mixtures.mine.instructions.own.columns": {"question": "prompt"}},
+            "mixtures.mine.instructions.own.columns names question: instructions need completion, prompt",
+        ),
+        (
+            {"mixtures.mine.preferences.own": {"path": "data/own/preferences.jsonl", "adapter": "cidar"}},
+            "mixtures.mine.preferences.own.adapter is 'cidar': for preferences it must be one of",
+        ),
+        (
+            {"datasets.preferences.mine": "me/mine@main", "mixtures.mine.preferences.mine": "all"},
+            "datasets.preferences.mine.adapter is 'mine': for preferences it must be one of preference-rlhf",
+        ),
+    ],
+)
+def test_columns_and_adapters_are_checked_before_anything_is_fetched(project, changes, said):
+    own(project)
+    project.set(changes)
+    assert check(project, "params").startswith(f"error: {said}")
+
+
 def test_a_mixture_without_pairs_names_the_run_to_make(project):
     own(project)
     project.set({"mixtures.mine.preferences": {}})

@@ -29,6 +29,7 @@ PAGES = sorted(
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 # Commands by what they begin with, and why no test below runs them as they stand. Everything else is run.
 NOT_RUN = {
+    "pytest": "runs these tests",
     "make": "installs into .venv; what it calls is run here and by the other tests",
     "dvc exp run": "trains; below where it needs no hub, else in test_real_models.py and test_workflows.py",
     "for method in": "trains for each method: test_scaling.py",

@@ -202,7 +202,7 @@ def test_the_report_says_how_it_was_asked_and_with_what_error(asked):
     metrics = json.loads((asked.path / "metrics/sft.json").read_text(encoding="utf-8"))
     assert all(isinstance(value, (int, float)) for value in metrics.values())
     assert next(iter(metrics)) == "skills"
-    shown = {"exam", "facts", "skills", "skills_sentence", "skills_right_sentence"}
+    shown = {"exam", "facts", "facts_f1", "skills", "skills_sentence", "skills_right_sentence"}
     assert set(metrics) == shown | {"preference", "validation_loss", "stop_rate"}
     measures = {row["measure"]: row["value"] for row in found["measures"]}
     assert metrics.items() <= measures.items()

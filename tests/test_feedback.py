@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from stages import evaluate, fetch
+from stages import check, evaluate, fetch
 from stages import format as formatting
 from stages.builtin import skills
 from stages.preference import rows as rows_of
@@ -139,13 +139,11 @@ def test_held_out_pairs_are_scored_and_held_out_single_votes_are_not(inside):
 
 def test_without_votes_it_is_said_how_to_get_some(inside):
     VOTES.rename("votes")
-    with pytest.raises(
-        SystemExit,
-        match=r"no table file \(.*\) at data/feedback/preferences.jsonl: "
-        r"vote in `python -m tools.chat --web`",
-    ):
-        fetch.main("preferences")
+    line = r"preferences.jsonl is not there: vote in `python -m tools.chat --web` first"
+    with pytest.raises(SystemExit, match=line):
+        check.main("preferences")
     Path("votes").rename(VOTES)
+    check.main("preferences")
 
 
 @pytest.mark.parametrize(

@@ -90,11 +90,11 @@ def test_a_checkpoint_without_choices_or_answers_has_empty_tables():
 
 
 def test_slices_stand_from_the_best_to_the_worst_of_the_last_checkpoint():
-    def tables(north, south, high):
+    def of(north, south, high):
         subjects = [score("exam", north, "country", "الشمال"), score("exam", south, "country", "الجنوب")]
         return tables.tables([], [*subjects, score("exam", high, "level", "high")], {})
 
-    rows = figures.side_by_side({"base": tables(0.9, 0.2, 0.3), "dpo": tables(0.4, 0.6, 0.3)})["slices"]
+    rows = figures.side_by_side({"base": of(0.9, 0.2, 0.3), "dpo": of(0.4, 0.6, 0.3)})["slices"]
     assert [(row["checkpoint"], row["name"]) for row in rows] == [
         ("base", "high"), ("dpo", "high"), ("base", "الجنوب"), ("dpo", "الجنوب"), ("base", "الشمال"),
         ("dpo", "الشمال"),
@@ -236,7 +236,7 @@ def test_the_same_tables_are_the_same_bytes(repository):
     first = (tables.TABLES / "base.json").read_bytes()
     evaluate("base")
     assert (tables.TABLES / "base.json").read_bytes() == first
-    assert set(read_json(tables.TABLES / "base.json")) == {"protocol", *figures.COLUMNS}
+    assert set(read_json(tables.TABLES / "base.json")) == {"protocol", "measures", *figures.COLUMNS}
     assert len(first.splitlines()) < 60  # a line per row: what changes between two commits can be read
 
 

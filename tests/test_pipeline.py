@@ -8,6 +8,7 @@ import re
 import pytest
 
 from tests.conftest import TINY, Workspace
+from tests.test_workflows import own
 
 CHECKS = {"check@params", "check@preferences"}  # of every change in params.yaml, in a second
 EVERY_STAGE = {
@@ -84,6 +85,19 @@ def test_the_metrics_are_complete_and_free_of_noise(project):
     assert account["benchmarks"]["skills"]["rows"] == counts["benchmarks"]["skills"]["used"]
     assert "<h2>instructions</h2>" in (project.path / "data/reports/index.html").read_text(encoding="utf-8")
     assert "margin" in (project.path / "metrics/curves/dpo.tsv").read_text().splitlines()[0].split("\t")
+
+
+def test_an_edit_of_what_only_shows_runs_no_training_again(project):
+    for name in ("console/progress.py", "sources/hub.py", "settings/memory.py"):
+        with (project.path / "stages" / name).open("a", encoding="utf-8") as file:
+            file.write("# a comment\n")
+    changed = set(json.loads(project.run("dvc", "status", "--json").stdout))
+    project.run("git", "checkout", "-q", "stages")
+    assert changed == {
+        *CHECKS,
+        *(name for name in EVERY_STAGE if name.startswith("fetch")),
+        "base",
+    }  # by the hub
 
 
 def test_the_chain_of_checkpoints_is_recorded(project):
@@ -171,3 +185,12 @@ def test_a_refinement_is_one_more_pass_with_its_own_evaluation(project):
     # β is 0.1 x 0.5, and the reference the policy of models/dpo: at the start 1 / 4β²
     facts = json.loads((project.path / "metrics/train_refine-ipo.json").read_text(encoding="utf-8"))
     assert facts["start_loss"] == pytest.approx(100, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_another_data_set_is_a_short_diff(project):
+    project.run("git", "checkout", "-q", ".")
+    own(project, 80)
+    project.commit("my own rows")
+    project.run("dvc", "exp", "run", "-S", "data=mine")
+    assert len(project.run("dvc", "metrics", "diff").stdout.strip().splitlines()) <= 40

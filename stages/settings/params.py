@@ -395,6 +395,11 @@ class Params(Section):
     def mixture(self) -> Mixture:
         return self.mixtures[self.data]
 
+    def key(self, role: str, name: str) -> str:
+        """Where the source of a dataset stands: in the mixture, or in `datasets`."""
+        own = isinstance(getattr(self.mixture, role)[name], Own)
+        return f"mixtures.{self.data}.{role}.{name}" if own else f"datasets.{ROLES[role]}.{name}"
+
     def sources(self, role: str) -> dict[str, tuple[Source, Rows]]:
         """The datasets of a role, in order: where each comes from and how much of it is taken."""
         wanted, known = getattr(self.mixture, role), getattr(self.datasets, ROLES[role])

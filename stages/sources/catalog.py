@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages.settings.errors import Problem
+from stages.settings.params import ROLES, Source
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 TEXT = pa.string()
@@ -57,7 +58,7 @@ Row = dict[str, Any]
 LETTERS = {
     letter: index for letters in ("ABCDE", "abcde", "أبجده", "ابجده") for index, letter in enumerate(letters)
 } | {"هـ": 4}
-ROLES = {
+SPEAKERS = {
     "user": "user",
     "human": "user",
     "مستخدم": "user",
@@ -163,9 +164,9 @@ def parsed(value: str, name: str) -> Any:
 def message(turn: Row, name: str) -> dict[str, str]:
     role = next((turn[key] for key in ("role", "from", "دور", "الدور") if key in turn), None)
     content = next((turn[key] for key in ("content", "value", "محتوى", "المحتوى") if key in turn), None)
-    if not isinstance(role, str) or role.strip().lower() not in ROLES:
+    if not isinstance(role, str) or role.strip().lower() not in SPEAKERS:
         raise Fault("malformed", f"{name} has a turn of role {str(role)[:40]!a}")
-    return {"role": ROLES[role.strip().lower()], "content": as_text(content, name)}
+    return {"role": SPEAKERS[role.strip().lower()], "content": as_text(content, name)}
 
 
 def turn(role: str, content: str) -> list[dict[str, str]]:
@@ -438,6 +439,16 @@ COLUMNS = {  # ours: needed, optional
     "single votes": ({"prompt", "completion", "label"}, {"task"}),
     "benchmarks": ({"question", "answer"}, {"choices", "context", *LABELS}),
 }
+
+
+def adapter_of(key: str, role: str, source: Source) -> Adapter:
+    """How a dataset of a role is read. Raises Problem, with the key of its source, where that cannot be."""
+    if source.columns:
+        return by_columns(key, ROLES[role], source.columns)
+    known = [name for name, adapter in ADAPTERS.items() if adapter.role == ROLES[role]]
+    if source.adapter not in known:
+        raise Problem(f"{key}.adapter is {source.adapter!r}: for {role} it must be one of {', '.join(known)}")
+    return ADAPTERS[source.adapter]
 
 
 def by_columns(key: str, role: str, columns: dict[str, str | list[str]]) -> Adapter:
