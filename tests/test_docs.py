@@ -296,26 +296,23 @@ def test_every_key_that_is_named_exists():
 
 
 def test_the_memory_in_the_comparison_of_models_is_the_plans():
+    text = (ROOT / "docs/model-selection.md").read_text(encoding="utf-8")
     table = {
-        line.split("|")[1].strip(): re.findall(r"\d+\.\d(?= GB| \|)", line)
-        for line in (ROOT / "docs/model-selection.md").read_text(encoding="utf-8").splitlines()
-        if line.startswith("|")
+        name: re.findall(r"\d+\.\d(?= \|)", line)
+        for name, line in re.findall(r"^\| `([\w-]+)` (.+)$", text, re.M)
     }
     settings = reader.read()
-    models = {name: settings.models[name].weights for name in ("qwen3-1_7b", "qwen2_5-3b", "qwen2_5-7b")}
-    shapes = {name: memory.shape_of(weights) for name, weights in models.items()}
-    for stage, method in (("sft", None), ("dpo", "dpo")):
-        found = [memory.predicted(memory.run_of(settings, name, stage, method)) for name in models]
-        assert table[f"{stage.upper()}, GB"] == [f"{one:.1f}" for one in found]
-    answers = [
-        sum(memory.inference(shapes[name], one.quantization, one.dtype, 1024).values())
-        for name, one in models.items()
-    ]
-    assert table["one answer, GB"] == [f"{one / memory.GB:.1f}" for one in answers]
-    held = [
-        memory.weights_bytes(shapes[name], one.quantization, 2) / memory.GB for name, one in models.items()
-    ]
-    assert table["weights, as configured"][:3] == [f"{one:.1f}" for one in held]
+    assert set(table) == set(settings.models) - {"nano"}
+    for name, numbers in table.items():
+        weights = settings.models[name].weights
+        shape = memory.shape_of(weights)
+        held = [memory.weights_bytes(shape, kind, 2) for kind in (weights.quantization, "none")]
+        runs = [
+            memory.run_of(settings, name, stage, method) for stage, method in (("sft", None), ("dpo", "dpo"))
+        ]
+        answer = memory.inference(shape, weights.quantization, weights.dtype, 1024)
+        expected = [one / memory.GB for one in held] + [memory.predicted(run) for run in runs]
+        assert numbers == [f"{one:.1f}" for one in [*expected, sum(answer.values()) / memory.GB]], name
 
 
 # --- files --------------------------------------------------------------------------------------------------

@@ -276,9 +276,9 @@ def configured(name: str, **changed) -> params.Params:
             "qwen2_5-3b",
             {"sft__gradient_checkpointing": False},
             {"sft__gradient_checkpointing": True},
-            "models.qwen2_5-3b.sft.gradient_checkpointing is false: sft needs 19.1 GB of 12 "
+            "models.qwen2_5-3b.sft.gradient_checkpointing is false: sft needs 12.9 GB of 12 "
             "(hardware.vram_gb); "
-            "gradient_checkpointing true needs 7.8 GB",
+            "gradient_checkpointing true needs 7.3 GB",
         ),
         (
             "qwen2_5-7b",

@@ -36,7 +36,7 @@ def changed(tmp_path, values):
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
-        ("model", "qwen9", "model is 'qwen9': it must be one of nano, qwen3-1_7b, qwen2_5-3b, qwen2_5-7b"),
+        ("model", "qwen9", "model is 'qwen9': it must be one of nano, qwen3-0_6b, qwen3-1_7b"),
         ("method", "ppo", "method is 'ppo': it must be one of dpo, ipo, kto, cpo, simpo"),
         (
             "method",
@@ -86,7 +86,7 @@ def changed(tmp_path, values):
         ("model_defaults.sft.lora.r", 0, "model_defaults.sft.lora.r is 0: input should be greater"),
         ("model_defaults.weights", ..., "model_defaults.weights is missing"),
         ("method_defaults.epochs", "one", "method_defaults.epochs is 'one'"),
-        ("models.qwen2_5-7b.sft.lora", None, "4-bit weights cannot be trained in full"),
+        ("models.qwen2_5-7b.sft", {"lora": None}, "4-bit weights cannot be trained in full"),
         ("methods.dpo.sft_weight", 0.5, "methods.dpo.sft_weight is not used by dpo"),
         ("methods.kto.desirable_weight", None, "methods.kto.desirable_weight is required by kto"),
         ("methods.dpo.beta", ..., "methods.dpo.beta is required by dpo"),
@@ -186,7 +186,7 @@ def test_a_model_says_only_what_differs_from_the_defaults(tmp_path):
     params = reader.read(path)
     small, whole, nano = (params.models[name] for name in ("small", "whole", "nano"))
     assert (small.sft.lora.r, small.sft.lora.alpha, small.weights.dtype) == (8, 1, "bfloat16")
-    assert (whole.sft.lora, whole.weights.dtype, whole.sft.batch_size) == (None, "float32", 2)
+    assert (whole.sft.lora, whole.weights.dtype, whole.sft.batch_size) == (None, "float32", 1)
     assert nano.sft.lora.r == 32
     assert params.methods["kto"].learning_rate_factor == 0.5
     assert {method.epochs for method in params.methods.values()} == {3}

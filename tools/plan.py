@@ -1,7 +1,7 @@
 """What training needs on the GPU, predicted for every model, stage and length, and what fits.
 
-python -m tools.plan [--length 512 1024 2048] [--vram 12] [--model qwen2_5-7b] [--stage sft] [--markdown |
---parts]
+python -m tools.plan [--length 512 1024 2048] [--vram 12] [--model qwen2_5-7b] [--stage sft] [--weights nf4]
+    [--markdown | --parts]
 """
 
 import argparse
@@ -40,6 +40,9 @@ def main() -> None:
     parser.add_argument("--vram", type=float, default=params.hardware.vram_gb, help="GB of the GPU")
     parser.add_argument("--model", nargs="+", choices=known, default=known)
     parser.add_argument("--stage", nargs="+", choices=[*STAGES, "inference"], default=[*STAGES, "inference"])
+    parser.add_argument(
+        "--weights", nargs="+", choices=["none", "nf4"], help="how they are quantised; as configured"
+    )
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--markdown", action="store_true", help="the table in Markdown")
     shown.add_argument(
@@ -53,11 +56,11 @@ def main() -> None:
 
 
 def rows(params: Params, asked: argparse.Namespace) -> Iterator[list[str]]:
-    """One row per model, quantisation, stage and length: GB at the smallest batch and at the configured
+    """One row per model, kind of weights, stage and length: GB at the smallest batch and at the configured
     one.
     """
     for name in asked.model:
-        for quantization in ("none", "nf4"):
+        for quantization in asked.weights or [params.models[name].weights.quantization]:
             for stage in asked.stage:
                 for length in asked.length:
                     row = [

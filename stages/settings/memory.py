@@ -108,17 +108,16 @@ def shape_from(config: dict) -> Shape | None:
     )
 
 
-# From the published config.json, so that a plan needs no download.
+# From the published config.json, so that a plan needs no download, in the order of Shape's fields.
 SHAPES = {
-    "Qwen/Qwen3-1.7B-Base": Shape(
-        2048, 28, 6144, 16, 8, 128, 151936, tied=True, attention_bias=False, qk_norm=True
-    ),
-    "Qwen/Qwen2.5-3B": Shape(
-        2048, 36, 11008, 16, 2, 128, 151936, tied=True, attention_bias=True, qk_norm=False
-    ),
-    "Qwen/Qwen2.5-7B": Shape(
-        3584, 28, 18944, 28, 4, 128, 152064, tied=False, attention_bias=True, qk_norm=False
-    ),
+    "Qwen/Qwen3-0.6B-Base": Shape(1024, 28, 3072, 16, 8, 128, 151936, True, False, True),
+    "Qwen/Qwen3-1.7B-Base": Shape(2048, 28, 6144, 16, 8, 128, 151936, True, False, True),
+    "Qwen/Qwen3-4B-Base": Shape(2560, 36, 9728, 32, 8, 128, 151936, True, False, True),
+    "Qwen/Qwen3-8B-Base": Shape(4096, 36, 12288, 32, 8, 128, 151936, False, False, True),
+    "Qwen/Qwen2.5-0.5B": Shape(896, 24, 4864, 14, 2, 64, 151936, True, True, False),
+    "Qwen/Qwen2.5-1.5B": Shape(1536, 28, 8960, 12, 2, 128, 151936, True, True, False),
+    "Qwen/Qwen2.5-3B": Shape(2048, 36, 11008, 16, 2, 128, 151936, True, True, False),
+    "Qwen/Qwen2.5-7B": Shape(3584, 28, 18944, 28, 4, 128, 152064, False, True, False),
 }
 
 
