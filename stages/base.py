@@ -10,9 +10,10 @@ from pathlib import Path
 from stages.settings import manifest
 from stages.settings.errors import Problem
 from stages.settings.files import read_json, sha256, write_json
-from stages.settings.params import Weights
+from stages.settings.params import Prompt, Weights
 from stages.settings.stage import stage
 from stages.sources import hub
+from stages.text.prompts import END_OF_TEXT, TEMPLATES
 
 NEEDED = ("*.safetensors", "*.json", "*.txt")  # no pickled weights, ever
 SPARE = (
@@ -27,14 +28,20 @@ def main() -> None:
         key = f"models.{params.model}.weights"
         folder, names, source = locate(key, params.chosen_model.weights)
         check(key, folder, names)
+        vocabulary = describe(key, folder, params.prompt)
         files = {
             name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names
         }
-        write_json(manifest.MANIFEST, {"model": params.model, **source, "files": files})
+        write_json(manifest.MANIFEST, {"model": params.model, **source, **vocabulary, "files": files})
         print(
             f"base: {params.model}, {len(files)} files, "
             f"{sum(f['size'] for f in files.values()) / 1e6:,.1f} MB"
         )
+        if "untrained" in vocabulary:
+            print(
+                f"      {', '.join(vocabulary['untrained'])}: its pretraining never used them, so sft trains "
+                "their rows, too (sft.train_markers)"
+            )
         if "repo" in source:
             print(f"      {source['repo']} at {source['commit'][:12]}, {hub.licence_note(source['licence'])}")
 
@@ -52,6 +59,31 @@ def locate(key: str, weights: Weights) -> tuple[Path, list[str], dict[str, str]]
         list(found.files),
         {"repo": weights.repo, "commit": found.commit, "licence": found.licence},
     )
+
+
+def describe(key: str, folder: Path, prompt: Prompt) -> dict:
+    """What a template must know of the vocabulary, where it is not as Qwen's: the token that ends texts, and
+    the template's tokens that no text has trained. Raises Problem where the template's tokens are not there.
+    """
+    from transformers import AutoTokenizer
+
+    from stages.sources import markers
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    known = tokenizer.get_vocab()
+    end = END_OF_TEXT if END_OF_TEXT in known else tokenizer.eos_token
+    if not end:
+        raise Problem(f"{key}: its tokenizer names no token that ends a text (eos_token)")
+    template = TEMPLATES[prompt.template].of(end)
+    if missing := [token for token in template.markers if token not in known]:
+        raise Problem(
+            f"{key}: its vocabulary has no {', '.join(missing)}, of which prompt.template "
+            f"{prompt.template} is "
+            "made: set prompt.template: arabic, which needs none"
+        )
+    found = {"end_of_text": end} if end != END_OF_TEXT else {}
+    untrained = markers.untrained(folder, tokenizer, template.markers)
+    return found | ({"untrained": untrained} if untrained else {})
 
 
 def model_files(names: list[str]) -> list[str]:

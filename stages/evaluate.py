@@ -16,7 +16,7 @@ from stages.settings.errors import Problem
 from stages.settings.files import read_json, replace_file, write_json
 from stages.settings.params import LOWER_IS_BETTER, Params
 from stages.settings.stage import stage
-from stages.text.prompts import TEMPLATES
+from stages.text.prompts import Template
 
 FORMATTED, REPORTS = Path("data/formatted"), Path("data/reports")
 SOURCES = Path("data/raw/benchmarks/sources.json")
@@ -69,7 +69,8 @@ def main(checkpoint: str) -> None:
         # 4. write
         with replace_file(Path(f"data/predictions/{checkpoint}.parquet")) as temporary:
             parquet.write_table(pa.Table.from_pylist(rows, benchmarks.SCHEMA), temporary)
-        asked = [protocol(params, name, benchmarks.wording(name, params.evaluate)) for name in names]
+        wording = {name: benchmarks.wording(name, params.evaluate) for name in names}
+        asked = [protocol(params, model.template, name, how) for name, how in wording.items()]
         tables.write(checkpoint, asked, rows, entries, measures, shares(facts))
         metrics = headline(measures, scores.overall(entries))
         write_json(Path(f"metrics/{checkpoint}.json"), metrics)
@@ -87,16 +88,16 @@ def spread(rows: list[dict], count: int) -> list[dict]:
     return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else rows
 
 
-def protocol(params: Params, name: str, wording: dict) -> dict:
+def protocol(params: Params, template: Template, name: str, wording: dict) -> dict:
     """How a benchmark was asked: what another number must share to be compared with these."""
-    source, weights, template = read_json(SOURCES)[name], params.chosen_model.weights, params.prompt.template
+    source, weights = read_json(SOURCES)[name], params.chosen_model.weights
     return {
         "benchmark": name,
         **{key: source[key] for key in ("builtin", "repo", "commit", "path") if key in source},
         "split": params.evaluate.split,
         **wording,
-        "template": template,
-        "template_sha256": TEMPLATES[template].sha256,
+        "template": params.prompt.template,
+        "template_sha256": template.sha256,
         "system": params.prompt.system,
         "max_new_tokens": params.evaluate.max_new_tokens,
         "dtype": weights.dtype,

@@ -25,6 +25,7 @@ from stages.settings.errors import Problem
 from stages.settings.files import read_json, replace_file, replace_folder, write_json
 from stages.settings.params import Format, Params
 from stages.settings.stage import role_argument, stage
+from stages.text.prompts import TEMPLATES
 
 BENCHMARKS = Path("data/raw/benchmarks")
 MOST_WORKERS = 8  # each holds a tokenizer and a row group, about half a gigabyte
@@ -36,8 +37,9 @@ def main(role: str) -> None:
         raw = Path("data/raw") / role
         sources = read_json(raw / "sources.json")
         batches = plan(raw, sources, folder)
+        template = TEMPLATES[params.prompt.template].of(manifest.end_of_text())
         settings = quality.Settings(
-            role, params.text, params.prompt, params.format,
+            role, params.text, params.prompt, template, params.format,
             str(manifest.base_folder() / "tokenizer.json"),
             leaks.build(BENCHMARKS, params.format.leak_overlap),
         )  # fmt: skip

@@ -6,6 +6,8 @@ Only the answers are trained (and the stop token that ends each): prompt and com
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.settings import manifest
+from stages.settings.files import read_json
 from stages.settings.params import Lora, Params
 from stages.settings.stage import stage
 
@@ -38,7 +40,31 @@ def start(params: Params) -> "PreTrainedModel | PeftModel":
     model = modeling.load_base(params.chosen_model.weights)
     set_seed(params.seed)  # an adapter's first weights are random
     lora = params.chosen_model.sft.lora
-    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **adapter(lora))) if lora else model
+    if not lora:
+        return model  # all rows are trained
+    rows = token_rows(model, params)
+    config = LoraConfig(task_type="CAUSAL_LM", **adapter(lora), trainable_token_indices=rows or None)
+    return modeling.for_trl(get_peft_model(model, config))
+
+
+def token_rows(model: "PreTrainedModel", params: Params) -> dict[str, list[int]]:
+    """The rows of embedding and LM head that are trained beside the layers: those of special tokens of the
+    template that the base model never used, by the names of the modules.
+    """
+    from stages.model import modeling
+
+    tokens = modeling.template_of(params.prompt).markers
+    if params.sft.train_markers == "auto":
+        tokens = read_json(manifest.MANIFEST).get("untrained", [])
+    if params.sft.train_markers == "never" or not tokens:
+        return {}
+    print(f"sft: trains the rows of {', '.join(tokens)}, too (sft.train_markers)")
+    ids = modeling.load_tokenizer(params.prompt).convert_tokens_to_ids(tokens)
+    tables = {
+        id(table.weight): table for table in (model.get_output_embeddings(), model.get_input_embeddings())
+    }
+    modules = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
+    return {modules[id(table)]: ids for table in tables.values()}  # of tied weights the embedding alone
 
 
 def adapter(lora: Lora) -> dict:

@@ -18,6 +18,7 @@ from stages.settings.params import Own, Rows, Source
 from stages.settings.reader import read
 from stages.sources import catalog, tables
 from stages.sources.catalog import ADAPTERS, Fault
+from stages.text.prompts import TEMPLATES
 from tests.conftest import ROOT
 
 FUZZED_ROWS = int(os.environ.get("FUZZED_ROWS", 200))  # of each adapter
@@ -404,7 +405,9 @@ def examiners():
     tokenizer = str(ROOT / "models/nano/tokenizer.json")
     return {
         role: quality.Examiner(
-            quality.Settings(role, params.text, params.prompt, params.format, tokenizer, index)
+            quality.Settings(
+                role, params.text, params.prompt, TEMPLATES["chatml"], params.format, tokenizer, index
+            )
         )
         for role in quality.ANSWERS
     }

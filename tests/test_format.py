@@ -130,7 +130,13 @@ def examine(tmp_path):
         prompt = params.prompt.model_copy(update={"max_length": 64})
         tokenizer = str(ROOT / "models/nano/tokenizer.json")
         settings = quality.Settings(
-            role, params.text, prompt, own, tokenizer, leaks.build(tmp_path, own.leak_overlap)
+            role,
+            params.text,
+            prompt,
+            TEMPLATES["chatml"],
+            own,
+            tokenizer,
+            leaks.build(tmp_path, own.leak_overlap),
         )
         common = {"source": "s", "fault": None, "split": "train"}
         return quality.Examiner(settings).examine(

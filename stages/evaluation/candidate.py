@@ -13,7 +13,7 @@ from stages.model import generation, modeling, scoring
 from stages.model.generation import Answer
 from stages.model.scoring import Score
 from stages.settings.params import Params
-from stages.text.prompts import TEMPLATES, Template
+from stages.text.prompts import Template
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def load(name: str, params: Params, parent: Path | None) -> Candidate:
             model.load_adapter(parent, "reference")
     else:
         reference = modeling.load_checkpoint(weights, parent).eval()
-    template = TEMPLATES[params.prompt.template]
+    template = modeling.template_of(params.prompt)
     tokenizer = modeling.load_tokenizer(params.prompt)
     return Candidate(
         name, model, reference, tokenizer, template, params.prompt.system, params.evaluate.max_new_tokens

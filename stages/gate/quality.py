@@ -18,7 +18,7 @@ from stages.gate import duplicates
 from stages.gate.leaks import Guard, Index
 from stages.settings.params import Format, Prompt, Text
 from stages.text import arabic
-from stages.text.prompts import SPECIAL, TEMPLATES
+from stages.text.prompts import SPECIAL, Template
 from stages.text.shingles import hash_words
 
 LONGEST_TOKEN = 256  # characters, more than any token of Qwen's vocabulary has
@@ -36,6 +36,7 @@ class Settings:
     role: str
     text: Text
     prompt: Prompt
+    template: Template
     format: Format
     tokenizer: str  # path of tokenizer.json
     leaks: Index
@@ -68,6 +69,7 @@ class Examiner:
         self.settings = settings
         self.tokenizer = Tokenizer.from_file(settings.tokenizer)
         self.guard = Guard(settings.leaks)
+        self.special = {*SPECIAL, settings.template.end_of_text}
 
     def examine(self, dataset: str, raw: list[dict]) -> Examined:
         rows = [self.cleaned(dataset, row) for row in raw]
@@ -96,7 +98,7 @@ class Examiner:
             empty = {"prompt_words": [], "answer_words": [], "contents": [], "given": []}
             empty |= {"prompt_key": 0, "exact_key": 0, "unordered_key": 0}
             return common | empty | {"reason": row["fault"], "detail": row["detail"], "text": row["original"]}
-        template, names = TEMPLATES[self.settings.prompt.template], ANSWERS[self.settings.role]
+        template, names = self.settings.template, ANSWERS[self.settings.role]
         there = [name for name in names if row[name]]  # a single vote has one answer
         given = [turn["content"] for turn in row["prompt"]] + [row[name][-1]["content"] for name in there]
         contents = [self.normalise(content) for content in given]
@@ -130,7 +132,7 @@ class Examiner:
         gate, answers, contents = self.settings.format, row["answers"], row["contents"]
         if not answers or not all(contents):
             return "empty"
-        if any(token in content for content in contents for token in SPECIAL):
+        if any(token in content for content in contents for token in self.special):
             return "special_token"  # it would end the turn, or open another
         if sum(map(len, contents)) > LONGEST_TOKEN * self.settings.prompt.max_length:
             return "too_long"  # for certain, and counting the tokens of a whole book would take minutes

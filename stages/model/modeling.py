@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from peft.utils.other import TrainableTokensWrapper
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,16 +29,21 @@ from stages.settings import manifest
 from stages.settings.errors import Problem
 from stages.settings.files import read_json, replace_folder, sha256, write_json
 from stages.settings.params import Params, Prompt, Weights
-from stages.text.prompts import END_OF_TEXT, TEMPLATES
+from stages.text.prompts import TEMPLATES, Template
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
+
+
+def template_of(prompt: Prompt) -> Template:
+    """The configured template, which ends as this base model's texts do."""
+    return TEMPLATES[prompt.template].of(manifest.end_of_text())
 
 
 def load_tokenizer(prompt: Prompt) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, whose end of sequence is the template's stop token."""
     tokenizer = AutoTokenizer.from_pretrained(manifest.base_folder())
-    tokenizer.eos_token = TEMPLATES[prompt.template].stop
-    tokenizer.pad_token = END_OF_TEXT
+    template = template_of(prompt)
+    tokenizer.eos_token, tokenizer.pad_token = template.stop, template.end_of_text
     return tokenizer
 
 
@@ -103,7 +109,15 @@ def load_checkpoint(
     check_origin(folder, weights)
     if not (folder / "adapter_config.json").exists():
         return load_base(weights, folder)
-    return PeftModel.from_pretrained(load_base(weights), folder, is_trainable=trainable)
+    return for_trl(PeftModel.from_pretrained(load_base(weights), folder, is_trainable=trainable))
+
+
+def for_trl(model: PeftModel) -> PeftModel:
+    """TRL's fused LM head reads the head's bias, which PEFT's wrapper around trained rows does not have."""
+    head = model.get_output_embeddings()
+    if isinstance(head, TrainableTokensWrapper):
+        head.bias = getattr(head.original_module, "bias", None)
+    return model
 
 
 def trained() -> list[str]:
@@ -117,7 +131,7 @@ def check_template(folder: Path, prompt: Prompt) -> None:
     with.
     """
     provenance = read_json(folder / "provenance.json")
-    if provenance["template_sha256"] != TEMPLATES[prompt.template].sha256:
+    if provenance["template_sha256"] != template_of(prompt).sha256:
         was, now = (
             provenance["params"]["prompt"]["template"],
             f"params.yaml says prompt.template: {prompt.template}",
@@ -186,7 +200,7 @@ def provenance(params: Params, data: Path, parent: Path | None) -> dict:
     return {
         "base": base_identity(params.chosen_model.weights),
         "data_sha256": sha256(data),
-        "template_sha256": TEMPLATES[params.prompt.template].sha256,
+        "template_sha256": template_of(params.prompt).sha256,
         "chain": chain,
         "params": params.model_dump(
             mode="json", warnings=False, exclude={"model_defaults", "method_defaults"}

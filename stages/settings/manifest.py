@@ -1,9 +1,12 @@
-"""models/base.json: which base model it is, file by file, and where its files are on this machine."""
+"""models/base.json: which base model it is, file by file, where its files are on this machine, and what of
+its vocabulary a template must know.
+"""
 
 from pathlib import Path
 
 from stages.settings.errors import Problem
 from stages.settings.files import is_there, read_json
+from stages.text.prompts import END_OF_TEXT
 
 MANIFEST = Path("models/base.json")
 
@@ -14,6 +17,11 @@ def repository_folder(kind: str, repo: str) -> Path:
     from huggingface_hub.file_download import repo_folder_name
 
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
+
+
+def end_of_text() -> str:
+    """The token that ends this base model's texts."""
+    return read_json(MANIFEST).get("end_of_text", END_OF_TEXT)
 
 
 def base_folder(manifest: Path = MANIFEST) -> Path:

@@ -166,6 +166,7 @@ class Run:
     packed: bool = False  # the sequences of a batch are laid end to end, in one row
     reference: bool = False  # log-probabilities of the policy are computed before the first step
     least_batch: int = 1
+    token_rows: bool = False  # rows of embedding and LM head are trained beside an adapter
 
     @property
     def tokens(self) -> int:
@@ -344,15 +345,16 @@ def logprob_bytes(run: Run) -> float:
 
     Per token the fp32 input of the final norm, its output and a copy of that. Beside them either what
     autocast has cast (end of the forward pass), or the fp32 gradient per token and of a trained LM head, with
-    a 16-bit chunk of it.
+    a 16-bit chunk of it. Of a head of which some rows are trained PEFT makes a copy, and TRL the gradient of
+    all rows.
     """
     hidden, width = run.shape.hidden, run.width
     tile = min(run.tokens, TILE[0]) * TILE[1] * width
-    head = (
-        0
-        if run.lora
-        else FLOAT32 * run.shape.vocabulary * hidden + (TILE[1] * hidden * width if width < FLOAT32 else 0)
-    )
+    head = 0
+    if not run.lora or run.token_rows:
+        table = run.shape.vocabulary * hidden
+        head = FLOAT32 * table + (TILE[1] * hidden * width if width < FLOAT32 else 0)
+        head += width * table if run.lora else 0
     copies = copied_parameters(run) * width if run.checkpointing else 0
     return (
         run.tokens * hidden * (FLOAT32 + 2 * run.residual)
@@ -471,6 +473,7 @@ def run_of(params: Params, name: str, stage: str, method: str | None) -> Run | N
         accumulation=settings.accumulation,
         length=params.prompt.max_length,
         packed=params.sft.packing and not method,
+        token_rows=bool(model.sft.lora and trained_markers(params, name)),
     )
     if not method:
         return run
@@ -478,6 +481,16 @@ def run_of(params: Params, name: str, stage: str, method: str | None) -> Run | N
     return replace(
         run, rows=2 if kind.paired else 1, reference=kind.has_reference, least_batch=kind.min_batch_size
     )
+
+
+def trained_markers(params: Params, name: str) -> bool:
+    """Whether rows of special tokens are trained; of `auto` that is known once `base` has looked at the
+    model.
+    """
+    if params.sft.train_markers != "auto" or not manifest.MANIFEST.exists():
+        return params.sft.train_markers == "always"
+    base = read_json(manifest.MANIFEST)
+    return base["model"] == name and "untrained" in base
 
 
 def check(params: Params) -> None:

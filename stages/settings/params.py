@@ -171,6 +171,7 @@ class Schedule(Section):
 
 class Sft(Schedule):
     epochs: Positive
+    train_markers: Literal["auto", "always", "never"]
     packing: bool
 
 

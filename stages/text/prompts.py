@@ -5,7 +5,7 @@ stop token. To add a template, add an entry to TEMPLATES and name it in `prompt.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (END_OF_TEXT, IM_START, IM_END)
@@ -17,7 +17,8 @@ class Template:
     """How a conversation looks as text. Each marker is put before its turn's content, `turn_end` after it.
 
     The opening marker of the assistant ends in a newline: a marker that ends in a blank would merge with the
-    answer's first token. `stop` is a single token of the vocabulary.
+    answer's first token. `stop` is a single token of the vocabulary; `end_of_text` is what ended texts before
+    the model was tuned.
     """
 
     system: str
@@ -25,6 +26,12 @@ class Template:
     assistant: str
     turn_end: str
     stop: str
+    end_of_text: str = field(default=END_OF_TEXT, repr=False)
+
+    def of(self, end_of_text: str) -> "Template":
+        """The same for a model whose texts end otherwise than Qwen's."""
+        stop = end_of_text if self.stop == self.end_of_text else self.stop
+        return replace(self, stop=stop, end_of_text=end_of_text)
 
     def render(self, messages: list[Message], system: str = "") -> str:
         """The prompt for the next assistant turn. `system` is used where the messages bring no system turn of
@@ -44,7 +51,13 @@ class Template:
         """The tokens that end an answer where a model is used: its stop token, and what ended texts before it
         was tuned.
         """
-        return list(dict.fromkeys([self.stop, END_OF_TEXT]))
+        return list(dict.fromkeys([self.stop, self.end_of_text]))
+
+    @property
+    def markers(self) -> list[str]:
+        """The special tokens that it is made of, its stop token among them."""
+        text = "".join([self.system, self.user, self.assistant, self.turn_end, self.stop])
+        return [token for token in dict.fromkeys([*SPECIAL, self.stop]) if token in text]
 
     @property
     def sha256(self) -> str:

@@ -16,7 +16,7 @@ from stages.settings import manifest
 from stages.settings.errors import Problem
 from stages.settings.files import read_json
 from stages.settings.params import Params
-from stages.text.prompts import SPECIAL, TEMPLATES, Message
+from stages.text.prompts import SPECIAL, Message
 
 BASE = "base"
 FOLDER = Path("models")
@@ -32,7 +32,8 @@ class Models:
 
     def __init__(self, params: Params, context: int | None = None):
         check_base(params)
-        self.template, self.system = TEMPLATES[params.prompt.template], params.prompt.system
+        self.template, self.system = modeling.template_of(params.prompt), params.prompt.system
+        self.special = list(dict.fromkeys([*SPECIAL, self.template.end_of_text]))
         self.weights = params.chosen_model.weights
         self.tokenizer = modeling.load_tokenizer(params.prompt)
         self.stops = set(self.tokenizer.convert_tokens_to_ids(self.template.stops))
@@ -89,9 +90,10 @@ class Models:
     def reply(self, name: str, messages: list[Message], temperature: float = 0.0) -> "Reply":
         """What a checkpoint answers to a conversation; at temperature 0 its most probable token, always."""
         for message in messages:
-            if message["role"] != "assistant" and any(token in message["content"] for token in SPECIAL):
+            if message["role"] != "assistant" and any(token in message["content"] for token in self.special):
                 raise Problem(
-                    f"a message must not hold {', '.join(SPECIAL)}: they mark the turns of a conversation"
+                    f"a message must not hold {', '.join(self.special)}: they mark the turns of a "
+                    "conversation"
                 )
         ids, forgotten = self.prompt(self.conversation(messages))
         return Reply(self, self.known(name), ids, temperature, forgotten)

@@ -18,7 +18,6 @@ from stages.settings.files import read_json, replace_folder, write_json
 from stages.settings.params import Params
 from stages.settings.reader import read
 from stages.settings.stage import quiet
-from stages.text.prompts import TEMPLATES
 
 KINDS = ("f16", "q8_0", "q4_k_m")
 PROMPTS = 16  # held-out ones, on which export and checkpoint are compared
@@ -52,7 +51,7 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
 
     # 1. what the checkpoint itself answers
     weights, limit = params.chosen_model.weights, params.evaluate.max_new_tokens
-    template, tokenizer = TEMPLATES[params.prompt.template], modeling.load_tokenizer(params.prompt)
+    template, tokenizer = modeling.template_of(params.prompt), modeling.load_tokenizer(params.prompt)
     stops = tokenizer.convert_tokens_to_ids(template.stops)
     model = modeling.load_checkpoint(weights, checkpoint).eval()
     expected = checks.record(model, tokenizer, held_out(), stops, limit)

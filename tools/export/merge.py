@@ -9,10 +9,11 @@ answers differently; merged into 4-bit weights it is mostly rounded away.
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -27,7 +28,7 @@ def merge(weights: Weights, base: Path, adapter: Path | None, out: Path) -> None
     """
     model = skeleton(base)
     quantised = linear_layers(model) if weights.quantization == "nf4" and adapter else set()
-    layers = adapted_layers(model, adapter) if adapter else {}
+    layers, rows = (adapted_layers(model, adapter), token_rows(adapter)) if adapter else ({}, {})
     dtype = getattr(torch, weights.dtype)
     where = {}
     shards = [
@@ -44,6 +45,9 @@ def merge(weights: Weights, base: Path, adapter: Path | None, out: Path) -> None
                     tensor = through_nf4(tensor, dtype)
                 if layer in layers:
                     tensor = merged(layers[layer], tensor)
+                if layer.rpartition(".")[2] in rows:
+                    ids, values = rows[layer.rpartition(".")[2]]
+                    tensor = tensor.index_copy(0, ids, values.to(tensor.dtype))
                 tensors[name] = tensor.to(dtype).contiguous()
         save_file(tensors, out / shard.name, metadata={"format": "pt"})
         (out / shard.name).chmod(0o644)  # safetensors makes files that only their owner reads
@@ -75,8 +79,22 @@ def adapted_layers(model: PreTrainedModel, adapter: Path) -> dict[str, BaseTuner
     return {
         name: module
         for name, module in adapted.get_base_model().named_modules()
-        if isinstance(module, BaseTunerLayer)
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
     }
+
+
+def token_rows(adapter: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The rows of embedding and LM head that were trained whole, by the names of the modules: ids and
+    values.
+    """
+    indices = PeftConfig.from_pretrained(adapter).trainable_token_indices or {}
+    weights = load_file(adapter / "adapter_model.safetensors")
+    values = {
+        name.split(".")[-3]: tensor
+        for name, tensor in weights.items()
+        if name.endswith(".trainable_tokens_delta")
+    }
+    return {name: (torch.tensor(ids), values[name]) for name, ids in indices.items()}
 
 
 def through_nf4(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
