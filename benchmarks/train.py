@@ -208,7 +208,7 @@ def configure(dtype: str) -> None:
     model["weights"] = {"path": BASE, "quantization": "none", "dtype": dtype}
     model["sft"] |= {"batch_size": 1, "accumulation": 1, "learning_rate": RATE}
     model["preference"] |= {
-        "accumulation": STEP // model["preference"]["batch_size"],
+        "accumulation": STEP // table["model_defaults"]["preference"]["batch_size"],
         "learning_rate": PREFERENCE_RATE,
     }
     table["prompt"]["max_length"] = LONGEST

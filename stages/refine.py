@@ -3,7 +3,7 @@ answers.
 
 python -m stages.refine ipo          its reference is the policy of models/dpo, its β the method's times
                                      refinement.beta_factor
-python -m stages.refine continued    on data.continued, as sft does it
+python -m stages.refine continued    on the mixture's continued rows, as sft does it
 """
 
 import sys

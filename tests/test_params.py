@@ -82,7 +82,8 @@ def changed(tmp_path, values):
         ("models.nano.sft.lora.targets", "some", "models.nano.sft.lora.targets is 'some'"),
         ("models.nano.sft.lora.rank", 8, "models.nano.sft.lora.rank is not a known key"),
         ("models.nano.weights.path", None, "needs either `repo`"),
-        ("models.qwen2_5-7b.weights.revision", None, "needs a `revision`"),
+        ("models.qwen2_5-7b.weights.repo", "Qwen/Qwen2.5-7B", "needs a `revision`"),
+        ("models.qwen2_5-7b.sft", ..., "models.qwen2_5-7b.sft is missing: add `sft: {}`"),
         ("model_defaults.sft.lora.r", 0, "model_defaults.sft.lora.r is 0: input should be greater"),
         ("model_defaults.weights", ..., "model_defaults.weights is missing"),
         ("method_defaults.epochs", "one", "method_defaults.epochs is 'one'"),
@@ -178,8 +179,16 @@ def test_a_model_says_only_what_differs_from_the_defaults(tmp_path):
         tmp_path,
         {
             "model_defaults.sft.lora.r": 8,
-            "models.small": {"weights": {"path": "models/small"}, "sft": {"lora": {"alpha": 1}}},
-            "models.whole": {"weights": {"path": "models/whole", "dtype": "float32"}, "sft": {"lora": None}},
+            "models.small": {
+                "weights": {"path": "models/small"},
+                "sft": {"lora": {"alpha": 1}},
+                "preference": {},
+            },
+            "models.whole": {
+                "weights": {"path": "models/whole", "dtype": "float32"},
+                "sft": {"lora": None},
+                "preference": {},
+            },
             "method_defaults.epochs": 3,
         },
     )
@@ -195,6 +204,8 @@ def test_a_model_says_only_what_differs_from_the_defaults(tmp_path):
 def test_a_dataset_of_the_hub_is_read_by_the_adapter_of_its_name():
     cidar = reader.read(ROOT / "params.yaml").datasets.instructions["cidar"]
     assert (cidar.repo, cidar.revision, cidar.adapter) == ("arbml/CIDAR", "main", "cidar")
+    weights = reader.read(ROOT / "params.yaml").models["qwen3-4b"].weights
+    assert (weights.repo, weights.revision) == ("Qwen/Qwen3-4B-Base", "main")
 
 
 def test_broken_yaml_is_one_line(tmp_path):

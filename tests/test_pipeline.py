@@ -182,9 +182,9 @@ def test_a_refinement_is_one_more_pass_with_its_own_evaluation(project):
         assert [link["checkpoint"] for link in provenance["chain"]] == ["models/sft", "models/dpo"]
         assert provenance["method"] == item
         assert json.loads((project.path / f"metrics/refine-{item}.json").read_text())["skills"] >= 0
-    # β is 0.1 x 0.5, and the reference the policy of models/dpo: at the start 1 / 4β²
+    # β is 0.1 x 2, and the reference the policy of models/dpo: at the start 1 / 4β²
     facts = json.loads((project.path / "metrics/train_refine-ipo.json").read_text(encoding="utf-8"))
-    assert facts["start_loss"] == pytest.approx(100, rel=1e-3)
+    assert facts["start_loss"] == pytest.approx(6.25, rel=1e-3)
 
 
 @pytest.mark.slow

@@ -234,6 +234,8 @@ def policy_identity(weights: Weights, folder: Path) -> str:
         base_identity(weights),
         weights.dtype,
         weights_sha256(folder),
+        # alpha is not in the weights
+        sha256(config) if (config := folder / "adapter_config.json").exists() else "",
         read_json(folder / "provenance.json")["chain"],
     ]
     return json.dumps(facts)

@@ -42,7 +42,7 @@ def same_for_all(rows: Dataset, step: int) -> Dataset:
     share their reference.
     """
     paired = all(all(both) for both in zip(rows["chosen"], rows["rejected"]))
-    return rows.select(range(len(rows) // step * step)) if paired and len(rows) >= step else rows
+    return whole_steps(rows, step) if paired and len(rows) >= step else rows
 
 
 def pairs(rows: Dataset, method: str, step: int) -> Dataset:
@@ -85,7 +85,7 @@ def check_balance(good: int, bad: int, method: str, own: Method) -> None:
     """
     if not good or not bad:
         raise Problem(
-            f"data.preferences gives {good:,} good and {bad:,} bad answers, and {method} learns from both "
+            f"the preferences give {good:,} good and {bad:,} bad answers, and {method} learns from both "
             "kinds: add the other"
         )
     ratio, (least, most) = own.desirable_weight * good / (own.undesirable_weight * bad), BALANCE
@@ -109,10 +109,12 @@ def whole_steps(rows: Dataset, size: int) -> Dataset:
     """The first rows, as many as fill steps of `size`; a rest is left out."""
     if len(rows) < size:
         raise Problem(
-            f"data.preferences gives {len(rows)} rows to train on, fewer than one step of {size} "
+            f"the preferences give {len(rows)} rows to train on, fewer than one step of {size} "
             "(batch_size x accumulation): add rows, "
             "or lower accumulation"
         )
+    if rest := len(rows) % size:
+        note(f"{rest:,} of {len(rows):,} rows do not fill a step of {size}: they are left out")
     return rows.select(range(len(rows) // size * size))
 
 

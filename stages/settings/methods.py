@@ -202,5 +202,5 @@ METHODS = {
         {"beta": "5 (authors' recipe)"},
         "log(2)",
     ),
-    "continued": Method("Continued training on data.continued", "", "NLL(y)", "sft", "nll", {}),
+    "continued": Method("Continued training on the mixture's continued rows", "", "NLL(y)", "sft", "nll", {}),
 }

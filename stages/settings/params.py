@@ -176,7 +176,7 @@ class Sft(Schedule):
 
 
 class Refinement(Section):
-    """How a pass after models/dpo differs from the stage that it repeats."""
+    """How a pass after models/dpo differs from the stage that it repeats: with a larger β it stays closer."""
 
     beta_factor: Positive
 
@@ -191,6 +191,8 @@ class Common(Section):
     """What every training stage shares."""
 
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Positive
     compile: bool
 
 
@@ -241,6 +243,15 @@ class Weights(Precision):
     repo: str | None = None
     path: str | None = None
     revision: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def written_short(cls, given: Any) -> Any:
+        """`repo: name@revision` as repo and revision."""
+        if isinstance(given, dict) and isinstance(given.get("repo"), str) and "@" in given["repo"]:
+            repo, _, revision = given["repo"].partition("@")
+            return given | {"repo": repo, "revision": revision}
+        return given
 
     @model_validator(mode="after")
     def one_source(self) -> "Weights":

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from stages.settings import memory
 from stages.settings.errors import Problem
-from stages.settings.params import Params, Section
+from stages.settings.params import Model, Params, Section
 
 
 def read(path: Path = Path("params.yaml")) -> Params:
@@ -33,10 +33,24 @@ def with_defaults(raw: Any) -> Any:
     if not isinstance(raw, dict):
         return raw
     whole = dict(raw)
+    require_parts(raw.get("models"))
     for table, defaults in (("models", "model_defaults"), ("methods", "method_defaults")):
         if isinstance(raw.get(table), dict):
             whole[table] = {name: merged(raw.get(defaults), own) for name, own in raw[table].items()}
     return whole
+
+
+def require_parts(models: Any) -> None:
+    """Raise Problem where an entry leaves out a whole part, which dvc.yaml names: DVC would stop there, but
+    not before data and base are fetched.
+    """
+    for name, own in models.items() if isinstance(models, dict) else ():
+        for part in Model.model_fields if isinstance(own, dict) else ():
+            if part not in own:
+                raise Problem(
+                    f"params.yaml: models.{name}.{part} is missing: add `{part}: {{}}`, which takes "
+                    "model_defaults"
+                )
 
 
 def merged(defaults: Any, own: Any) -> Any:

@@ -32,6 +32,7 @@ from stages.training import checkpoints
 CURVES = {
     "loss": "loss",
     "learning_rate": "learning_rate",
+    "gradient_norm": "grad_norm",
     "margin": "rewards/margins",
     "accuracy": "rewards/accuracies",
     "chosen_logp": "logps/chosen",
@@ -63,6 +64,8 @@ def arguments(
         "lr_scheduler_type": schedule.schedule,
         "warmup_steps": schedule.warmup,
         "optim": OPTIMIZERS[params.training.optimizer],
+        "weight_decay": params.training.weight_decay,
+        "max_grad_norm": params.training.max_grad_norm,
         "per_device_train_batch_size": training.batch_size,
         "gradient_accumulation_steps": shared(params, training),
         "gradient_checkpointing": training.gradient_checkpointing,
