@@ -30,10 +30,13 @@ def main(checkpoint: str) -> None:
     refined = checkpoint.startswith("refine-")
     with stage("evaluate_refined" if refined else "evaluate", checkpoint) as params:
         from stages.evaluation import benchmarks, candidate, heldout, scores, tables
+        from stages.model import device
 
         # 1. the checkpoint, and what its training started from
+        device.require("evaluate")
         parent = Path("models/dpo") if refined else PARENT.get(checkpoint)
         model = candidate.load(checkpoint, params, parent)
+        print(f"evaluate: {checkpoint}: {device.described(model.model)}", flush=True)
 
         # 2. benchmarks, and held-out pairs as one more
         names = list(read_json(SOURCES))

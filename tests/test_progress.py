@@ -61,6 +61,7 @@ def test_a_chosen_answer_that_becomes_improbable_is_said(watch, capsys):
 
 def test_answers_that_repeat_themselves_are_said(watch, capsys, inside):
     model = trainers.build(read(), "dpo", Path("models/sft")).model
+    assert capsys.readouterr().out.endswith("do not fill a step of 16: they are left out\n")
     state = SimpleNamespace(global_step=25, max_steps=100, is_world_process_zero=True)
     model.train()
     watch.on_step_end(None, state, None, model=model)
@@ -104,8 +105,9 @@ def in_a_terminal(command: list[str], folder: Path) -> list[str]:
 
 
 def test_a_run_is_one_tidy_line(inside):
-    """One line that is drawn anew, and a summary; no library has anything to say."""
-    progress, summary = in_a_terminal([sys.executable, "-m", "stages.sft"], inside.path)
+    """Where it computes, one line that is drawn anew, and a summary; no library has anything to say."""
+    place, progress, summary = in_a_terminal([sys.executable, "-m", "stages.sft"], inside.path)
+    assert re.fullmatch(r"sft: on .*, float32 weights, attention by sdpa", place)
     assert re.fullmatch(
         r"sft: 100%\|█+\| (\d+)/\1 \[\d\d:\d\d<00:00, .*, loss=\d\.\d{3}, tok/s=\d+, GB=\d\.\d\]", progress
     ), progress

@@ -35,7 +35,7 @@ def project(tmp_path_factory, hub) -> Workspace:
         "HF_HOME": str(tmp_path_factory.mktemp("home")),
         "HF_HUB_OFFLINE": "0",
     }
-    project.set({"format.validation": 0.2})
+    project.set({"format.validation": 0.2, "hardware.cpu": True})
     project.under_git(tmp_path_factory.mktemp("remote"))
     return project
 

@@ -72,7 +72,7 @@ def test_its_settings_are_allowed_and_need_the_memory_it_names(name, tmp_path, m
 def project(tmp_path_factory) -> Workspace:
     """A clone with files of its own, beside a hub that holds every repository the lines name, shrunken."""
     project = Workspace(tmp_path_factory.mktemp("project"))
-    project.set({"format.validation": 0.2})
+    project.set({"format.validation": 0.2, "hardware.cpu": True})
     own(project)
     project.under_git(tmp_path_factory.mktemp("remote"))
     with tiny_hub((ROOT / "models/nano/tokenizer.json").read_bytes()) as hub:

@@ -185,6 +185,7 @@ class Hardware(Section):
     """Of the GPU that training must fit: stages/settings/memory.py."""
 
     vram_gb: Positive
+    cpu: bool
 
 
 class Common(Section):

@@ -84,6 +84,7 @@ def role_argument(name: str, description: str, roles: Iterable[str]) -> str:
 def quiet() -> None:
     """Before any library is imported: no noise that a user cannot act on."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # a GPU's memory in fewer pieces
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

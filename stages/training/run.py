@@ -20,7 +20,7 @@ from transformers import PrinterCallback, Trainer
 
 from stages.console.progress import Progress, Watch
 from stages.model import modeling
-from stages.model.device import compute_dtype, peak_memory
+from stages.model.device import compute_dtype, described, peak_memory, require
 from stages.settings import memory
 from stages.settings.errors import Problem
 from stages.settings.files import cache, read_json, replace_file, write_json
@@ -119,6 +119,8 @@ def train(trainer: Trainer, name: str, params: Params, provenance: dict) -> dict
         "device": trainer.args.device.type,
         "precision": str(precision),
     }
+    if trainer.is_world_process_zero():
+        print(f"{name}: {described(trainer.model)}", flush=True)
     trainer.remove_callback(PrinterCallback)
     with checkpoints.claimed(name, determinants, trainer.accelerator) as folder:
         trainer.args.output_dir = str(folder)
@@ -153,12 +155,12 @@ def explained(name: str) -> Iterator[None]:
     """Around a training stage: one line with a cure for what stops a good run, be it no memory, no disk, or a
     person.
     """
+    require(name)
     try:
         yield
     except torch.OutOfMemoryError:
-        raise Problem(
-            memory.advice(read(), name)
-        ) from None  # read(): the plan asks for more than a stage may see
+        # read(): the plan asks for more than a stage may see.
+        raise Problem(memory.advice(read(), name)) from None
     except KeyboardInterrupt:
         raise Problem(f"{name} was interrupted: the same command goes on from its last checkpoint") from None
     except (OSError, RuntimeError, SafetensorError) as error:
