@@ -203,7 +203,7 @@ def configure(dtype: str) -> None:
 
     yaml = YAML()
     table = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    table["model"] = "qwen3-1_7b"
+    table["model"], table["data"] = "qwen3-1_7b", "cidar"  # of which nothing is fetched
     model = table["models"]["qwen3-1_7b"]
     model["weights"] = {"path": BASE, "quantization": "none", "dtype": dtype}
     model["sft"] |= {"batch_size": 1, "accumulation": 1, "learning_rate": RATE}
