@@ -13,6 +13,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -34,12 +38,18 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(ROOT / "models/nano")
 
 
+KINDS = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
+}
+
+
 def model(kind: str, **more) -> PreTrainedModel:
     """Random weights, large enough for probabilities that differ a lot."""
     torch.manual_seed(1)
-    config, causal = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}[
-        kind
-    ]
+    config, causal = KINDS[kind]
     shape = {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -96,9 +106,13 @@ def picks(values: list[float], questions: list[Question]) -> list[int]:
     return [int(np.argmax([next(values) for _ in own])) for _, own in questions]
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
-def test_choices_score_as_in_the_harness(kind, tokenizer, questions):
-    ours, theirs = model(kind), by_harness(model(kind), tokenizer, questions)
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [*((kind, {}) for kind in KINDS), ("gemma3_text", {"sliding_window": 16, "num_hidden_layers": 7})],
+)
+def test_choices_score_as_in_the_harness(kind, more, tokenizer, questions):
+    """Also where most layers see no further back than a window, which most questions are longer than."""
+    ours, theirs = model(kind, **more), by_harness(model(kind, **more), tokenizer, questions)
     found = logps(scoring.choices(ours, tokenizer, questions, ""))
     assert found == pytest.approx(theirs, abs=2e-4)
     assert np.abs(np.subtract(found, theirs)).mean() < 1e-5

@@ -188,16 +188,21 @@ def joins(length: int, shared: int, row: int, tokens: int) -> bool:
     return shared > 0 and row + new <= max(tokens, row) and together <= length + length**2 / ATTENTION
 
 
-def inputs(rows: list[Row], device: torch.device) -> dict[str, torch.Tensor]:
+def inputs(rows: list[Row], model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor | dict]:
     """input_ids [rows, longest], padded at the end, where nothing sees it; with trees position_ids, and a
-    mask of all pairs.
+    mask of all pairs. Where layers see no further back than a window, theirs is one of its own.
     """
     longest = max(len(row.tokens) for row in rows)
     found = {"input_ids": padded([row.tokens for row in rows], longest)}
     if any(row.branches for row in rows):
-        found["position_ids"] = padded([row.positions for row in rows], longest)
-        found["attention_mask"] = torch.from_numpy(np.stack([mask(row, longest) for row in rows]))[:, None]
-    return {name: tensor.to(device) for name, tensor in found.items()}
+        places = found["position_ids"] = padded([row.positions for row in rows], longest)
+        seen = torch.from_numpy(np.stack([mask(row, longest) for row in rows]))
+        found["attention_mask"] = seen[:, None].to(model.device)
+        if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
+            near = places[:, :, None] - places[:, None, :] < model.config.sliding_window
+            masks = {"full_attention": seen, "sliding_attention": seen & near}
+            found["attention_mask"] = {kind: own[:, None].to(model.device) for kind, own in masks.items()}
+    return {name: one.to(model.device) if name != "attention_mask" else one for name, one in found.items()}
 
 
 def padded(lists: list[list[int]], longest: int) -> torch.Tensor:
@@ -261,7 +266,7 @@ def scored(
     model: PreTrainedModel | PeftModel, rows: list[Row], sequences: dict[int, Sequence]
 ) -> dict[int, float]:
     """Log-probability of every answer on the rows of a batch, by the sequence's number."""
-    states = model.get_decoder()(**inputs(rows, model.device), use_cache=False).last_hidden_state
+    states = model.get_decoder()(**inputs(rows, model), use_cache=False).last_hidden_state
     asked = [(i, number, columns) for i, row in enumerate(rows) for number, columns in row.answers.items()]
     places = [i * states.shape[1] + column for i, _, columns in asked for column in columns]
     targets = [token for _, number, _ in asked for token in sequences[number].answer]
