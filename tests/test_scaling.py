@@ -55,7 +55,7 @@ def test_accumulation_that_processes_cannot_share_is_refused(monkeypatch):
     monkeypatch.chdir(ROOT)
     params = read()
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert shared(params, params.models["qwen2_5-3b"].sft) == 2
+    assert shared(params, params.models["qwen2_5-3b"].sft) == 4
     with pytest.raises(
         Problem, match="accumulation is 1 for nano, which 4 processes cannot share: make it a multiple of 4"
     ):
