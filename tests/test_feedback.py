@@ -102,9 +102,10 @@ def test_kto_learns_from_pairs_and_single_votes(inside, capsys):
     trainer = trainers.build(params, "kto", SFT)
     rows = parquet.read_table(rows_of.DATA).to_pylist()
     answers = sum(bool(row[answer]) for row in rows for answer in ("chosen", "rejected"))
-    assert len(trainer.train_dataset) == answers // 16 * 16
+    assert len(trainer.train_dataset) == answers // 32 * 32
     assert {True, False} == set(trainer.train_dataset["label"])
     assert "good and" not in capsys.readouterr().out  # they are balanced
+    assert trainer.args.per_device_train_batch_size == 32  # the answers of 16 pairs
     facts = training.train(trainer, "test-votes", params, {"test": "votes", "chain": []})
     assert facts["start_loss"] == pytest.approx(0.5, abs=1e-3)
     assert facts["final_margin"] > 0

@@ -197,7 +197,7 @@ def test_a_model_says_only_what_differs_from_the_defaults(tmp_path):
     assert (small.sft.lora.r, small.sft.lora.alpha, small.weights.dtype) == (8, 1, "bfloat16")
     assert (whole.sft.lora, whole.weights.dtype, whole.sft.batch_size) == (None, "float32", 1)
     assert nano.sft.lora.r == 32
-    assert params.methods["kto"].learning_rate_factor == 0.5
+    assert params.methods["cpo"].learning_rate_factor == 20
     assert {method.epochs for method in params.methods.values()} == {3}
 
 

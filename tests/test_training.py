@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pyarrow import parquet
@@ -122,6 +123,8 @@ def test_every_method_names_the_source_of_its_hyperparameters():
     for name, method in METHODS.items():
         own = params.methods[name].model_dump(exclude_none=True, exclude={"learning_rate_factor", "epochs"})
         assert {key: float(said.split()[0]) for key, said in method.hyperparameters.items()} == own, name
+        if method.trainer != "sft":
+            assert float((method.rate or "1").split(":")[0]) == params.methods[name].learning_rate_factor, name
 
 
 def test_the_reference_is_the_sft_policy_and_not_the_base(inside):
@@ -148,9 +151,13 @@ def test_the_reference_is_the_sft_policy_and_not_the_base(inside):
 def test_the_reference_is_computed_once_for_all_methods_and_never_stale(inside, monkeypatch, tmp_path):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     asked, scored = [], reference.scored
-    monkeypatch.setattr(
-        reference, "scored", lambda texts, trainer: asked.append(len(texts)) or scored(texts, trainer)
-    )
+
+    def counted(texts, trainer):
+        if texts:
+            asked.append(len(texts))
+        return scored(texts, trainer)
+
+    monkeypatch.setattr(reference, "scored", counted)
     params = read()
     first = trainers.build(params, "dpo", Path("models/sft")).train_dataset
     answers = len(set(map(tuple, first["chosen_ids"])) | set(map(tuple, first["rejected_ids"])))
@@ -171,6 +178,77 @@ def test_the_reference_is_computed_once_for_all_methods_and_never_stale(inside, 
     assert len(asked) == 3
     trainers.build(changed(params, "weights", dtype="bfloat16"), "dpo", Path("models/sft"))
     assert len(asked) == 4
+    trainers.build(params.model_copy(update={"seed": 1}), "dpo", Path("models/sft"))
+    assert sum(asked[4:]) <= params.chosen_model.preference.batch_size  # rows that filled no step before
+
+
+def test_the_reference_of_a_text_is_the_same_number_beside_whichever_others(inside, monkeypatch, tmp_path):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    trainer = trainers.build(read(), "dpo", Path("models/sft"))
+    rows = trainer.train_dataset
+    texts = {
+        (reference.packed(prompt), reference.packed(answer))
+        for prompt, answer in zip(rows["prompt_ids"], rows["chosen_ids"])
+    }
+    ordered = sorted(texts, key=lambda text: (-reference.length(text), text))
+    whole = dict(zip(ordered, reference.scored(ordered, trainer)))
+    for part in (ordered[:1], ordered[1::3], ordered[-5:]):
+        assert list(reference.scored(part, trainer)) == [whole[text] for text in part]
+    path = tmp_path / "known.npy"
+    reference.save(path, {reference.digest(text): logp for text, logp in whole.items()})
+    assert reference.load(path) == {reference.digest(t): np.float32(logp) for t, logp in whole.items()}
+
+
+def test_a_trainer_of_an_adapter_hashes_no_model(inside):
+    for method in ("dpo", "kto", "cpo"):
+        assert trainers.build(read(), method, Path("models/sft"))._precompute_model_hash is None
+
+
+@pytest.mark.parametrize("method", ["dpo", "rpo", "cpo", "orpo"])
+def test_a_step_has_one_gradient_however_its_pairs_are_accumulated(inside, method):
+    """Also where the answers of its micro-batches are of very different lengths."""
+
+    def gradient(batch_size, accumulation):
+        params = changed(read(), "preference", batch_size=batch_size, accumulation=accumulation)
+        trainer = trainers.build(params, method, Path("models/sft"))
+        trainer.create_optimizer_and_scheduler(num_training_steps=1)
+        texts = list(zip(trainer.train_dataset["chosen_ids"], trainer.train_dataset["prompt_ids"]))
+        order = sorted(range(len(texts)), key=lambda i: (len(texts[i][0]), texts[i]))
+        rows = trainer.train_dataset.select([*order[:4], *order[-4:]])
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = accumulation
+        collated = [
+            trainer.data_collator([rows[i] for i in range(start, start + batch_size)])
+            for start in range(0, 8, batch_size)
+        ]
+        batches, items = trainer.get_batch_samples(iter(collated), accumulation, trainer.args.device)
+        for batch in batches:
+            trainer.training_step(trainer.model, batch, items)
+        return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad])
+
+    whole, parts = gradient(8, 1), gradient(2, 4)
+    assert (whole - parts).norm() / whole.norm() < 1e-5
+
+
+def test_batches_come_in_another_order_every_epoch_and_stay_whole():
+    order = rows_of.ShuffledBatches(12, 4, seed=7)
+    epochs = []
+    for epoch in range(3):
+        order.set_epoch(epoch)
+        epochs.append(list(order))
+        assert sorted(epochs[-1]) == list(range(12))
+        assert all(
+            epochs[-1][start : start + 4] == list(range(first, first + 4))
+            for start, first in ((start, epochs[-1][start]) for start in (0, 4, 8))
+        )
+    assert epochs[0] == list(range(12))
+    order.set_epoch(1)
+    assert list(order) == epochs[1]
+    many = rows_of.ShuffledBatches(400, 4, seed=7)
+    many.set_epoch(1)
+    first = list(many)
+    many.set_epoch(2)
+    assert first != list(many) != list(range(400)) != first
 
 
 def other_adapter() -> Path:
@@ -440,5 +518,5 @@ def test_the_documentation_lists_every_method_as_it_is():
         method = METHODS[name]
         (row,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
         said = "; ".join(f"{key} {value}" for key, value in method.hyperparameters.items())
-        assert all(part in row for part in (method.name, method.equation, said)), name
+        assert all(part in row for part in (method.name, method.equation, said, method.rate)), name
         assert (f"batch_size ≥ {method.min_batch_size}" in row) == (method.min_batch_size > 1)

@@ -1,19 +1,22 @@
-"""Reference log-probabilities, computed once per policy and set of texts and kept on disk, whatever method or
-β asks for them.
+"""Reference log-probabilities, computed once per policy and text and kept on disk, whatever method, β or seed
+asks for them.
 
 The reference of every method is the policy that its stage starts from. So the policy scores all answers
-before its first step, and no second model or adapter stays in memory. A file is named after a digest of the
-policy, of how it computes and of every text: it cannot go stale. `.cache/` can be deleted at any time.
+before its first step, and no second model or adapter stays in memory. A file belongs to a policy and to how
+it computes, and holds a number per text: it cannot go stale. `.cache/` can be deleted at any time.
 """
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from tqdm import tqdm
 from transformers import Trainer
 
@@ -23,7 +26,10 @@ from stages.settings.files import cache, replace_file
 # of a batch, padding included; a forward pass of so many needs less memory than a training step of two
 # sequences
 TOKENS = 4096
+STEP = 16  # tokens to a multiple of which a text is padded
 KEPT = 50  # files; the oldest go first
+SAVED_EVERY = 60  # seconds, so that a kill costs no more
+KNOWN = np.dtype([("text", "S16"), ("logp", "<f4")])  # a digest of a text, and its log-probability
 Text = tuple[bytes, bytes]  # tokens of a prompt and of an answer to it, 4 bytes each
 
 
@@ -44,35 +50,60 @@ def add_columns(
     }
     known = log_probabilities({text for own in texts.values() for text in own}, trainer, policy)
     for name, own in texts.items():
-        dataset = dataset.add_column(name, np.array([known[text] for text in own], np.float32))
+        dataset = dataset.add_column(name, np.array([known[digest(text)] for text in own], np.float32))
     return dataset
 
 
-def log_probabilities(texts: set[Text], trainer: Trainer, policy: str) -> dict[Text, float]:
-    """From disk, or else computed and written there. The batches depend on nothing but the texts, so both are
-    the same numbers.
+def log_probabilities(texts: set[Text], trainer: Trainer, policy: str) -> dict[bytes, float]:
+    """By the texts' digests: from disk, or else computed and written there. One process computes at a time; the
+    next then finds what it wrote.
     """
-    ordered = sorted(texts, key=lambda text: (-length(text), text))
-    folder = cache("reference")
-    path = folder / f"{digest(ordered, trainer, policy)}.npy"
-    with trainer.accelerator.main_process_first():  # the others then find the file
-        if not path.exists():
-            values = np.array(list(scored(ordered, trainer)), np.float32)
-            with replace_file(path) as temporary, temporary.open("wb") as file:
-                np.save(file, values)
-            for old in sorted(folder.glob("*.npy"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
-                old.unlink(missing_ok=True)
-        values = np.load(path)
-    return dict(zip(ordered, values.tolist()))
+    path = cache("reference") / f"{computation(trainer, policy)}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with trainer.accelerator.main_process_first(), FileLock(path.with_suffix(".lock")):
+        known = load(path)
+        missing = sorted(
+            (text for text in texts if digest(text) not in known), key=lambda text: (-length(text), text)
+        )
+        saved = time.monotonic()
+        for text, logp in zip(missing, scored(missing, trainer)):
+            known[digest(text)] = logp
+            if time.monotonic() - saved > SAVED_EVERY:
+                save(path, known)
+                saved = time.monotonic()
+        if missing:
+            save(path, known)
+            forget(path.parent)
+    return known
 
 
-def digest(ordered: Iterable[Text], trainer: Trainer, policy: str) -> str:
-    computing = [trainer.args.device.type, str(trainer.accelerator.mixed_precision), TOKENS]
+def computation(trainer: Trainer, policy: str) -> str:
+    """A digest of all that determines the number of a text."""
+    computing = [trainer.args.device.type, str(trainer.accelerator.mixed_precision), TOKENS, STEP]
     libraries = [version(name) for name in LIBRARIES]
-    found = hashlib.sha256(json.dumps([policy, computing, libraries]).encode())
-    for prompt, answer in ordered:
-        found.update(len(prompt).to_bytes(8, "little") + prompt + len(answer).to_bytes(8, "little") + answer)
-    return found.hexdigest()[:32]
+    return hashlib.sha256(json.dumps([policy, computing, libraries]).encode()).hexdigest()[:32]
+
+
+def digest(text: Text) -> bytes:
+    prompt, answer = text
+    found = hashlib.blake2b(len(prompt).to_bytes(8, "little") + prompt + answer, digest_size=16).digest()
+    return found.rstrip(b"\0")  # as numpy reads it back
+
+
+def load(path: Path) -> dict[bytes, float]:
+    rows = np.load(path) if path.exists() else np.empty(0, KNOWN)
+    return dict(zip(rows["text"].tolist(), rows["logp"].tolist()))
+
+
+def save(path: Path, known: dict[bytes, float]) -> None:
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, np.array(list(known.items()), KNOWN))
+
+
+def forget(folder: Path) -> None:
+    for old in sorted(folder.glob("*.npy"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
+        old.unlink(missing_ok=True)
+        old.with_suffix(".lock").unlink(missing_ok=True)
 
 
 @torch.no_grad()
@@ -84,31 +115,40 @@ def scored(ordered: list[Text], trainer: Trainer) -> Iterator[float]:
     with tqdm(
         total=len(ordered), desc="reference", unit=" answers", disable=None, leave=False, dynamic_ncols=True
     ) as bar:
-        for batch in batches(ordered):
-            ids, labels = np.full((2, len(batch), length(batch[0])), [[[pad]], [[-100]]])
+        for batch, shape in batches(ordered):
+            ids, labels, mask = np.full(shape, pad), np.full(shape, -100), np.zeros(shape, int)
             for row, (prompt, answer) in enumerate(batch):
-                ids[row, : length((prompt, answer))] = unpacked(prompt + answer)
-                labels[row, len(prompt) // 4 : length((prompt, answer))] = unpacked(answer)
-            mask = np.arange(ids.shape[1]) < np.array([[length(text)] for text in batch])
-            inputs = {"input_ids": ids, "attention_mask": mask.astype(int), "labels": labels}
+                end = length((prompt, answer))
+                ids[row, :end] = unpacked(prompt + answer)
+                labels[row, len(prompt) // 4 : end] = unpacked(answer)
+                mask[row, :end] = 1
+            mask[len(batch) :, 0] = 1  # a row of padding alone, too, has something to attend to
+            inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
             with trainer.accelerator.autocast():
                 inputs = {name: torch.from_numpy(value).to(model.device) for name, value in inputs.items()}
                 logps = model(**inputs, use_cache=False, fused_lm_head=True).log_probs
-            yield from logps.float().sum(1).tolist()
+            yield from logps.float().sum(1)[: len(batch)].tolist()
             bar.update(len(batch))
     model.train(training)
 
 
-def batches(ordered: list[Text]) -> Iterator[list[Text]]:
-    """Texts that come longest first, in batches of at most TOKENS with their padding, or of one text."""
+def batches(ordered: list[Text]) -> Iterator[tuple[list[Text], tuple[int, int]]]:
+    """Texts that come longest first, in batches of one length, and the shape [rows, tokens] that each is padded
+    to.
+
+    It depends on the length alone: a matrix product of one shape gives a row the same digits whatever stands in
+    the others. So a text's number is the same in whichever set it is asked for.
+    """
     start = 0
     while start < len(ordered):
-        count = max(1, TOKENS // length(ordered[start]))
-        yield ordered[start : start + count]
-        start += count
+        tokens = padded(ordered[start])
+        rows = max(1, TOKENS // tokens)
+        batch = [text for text in ordered[start : start + rows] if padded(text) == tokens]
+        yield batch, (rows, tokens)
+        start += len(batch)
 
 
-def packed(tokens: list[int]) -> bytes:
+def packed(tokens: Iterable[int]) -> bytes:
     return np.array(tokens, "<i4").tobytes()
 
 
@@ -119,3 +159,7 @@ def unpacked(text: bytes) -> np.ndarray:
 def length(text: Text) -> int:
     """In tokens."""
     return (len(text[0]) + len(text[1])) // 4
+
+
+def padded(text: Text) -> int:
+    return -(-length(text) // STEP) * STEP

@@ -2,9 +2,11 @@
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 from datasets import Dataset
+from torch.utils.data import Sampler
 
 from stages.settings.errors import Problem
 from stages.settings.methods import METHODS
@@ -21,14 +23,12 @@ BALANCE = (
 
 def prepared(params: Params, method: str) -> Dataset:
     """The rows of a method, as many as fill its steps, in the order of training."""
-    settings = params.chosen_model.preference
-    step = settings.batch_size * settings.accumulation
+    settings, kind = params.chosen_model.preference, METHODS[method]
+    step = settings.batch_size * settings.accumulation  # in pairs
     rows = shuffled(load_rows(DATA, ["prompt", "chosen", "rejected", "tokens"]), params.seed)
     rows = same_for_all(rows, step)
-    rows = (
-        pairs(rows, method, step) if METHODS[method].paired else answers(rows, method, params.methods[method])
-    )
-    return by_length(whole_steps(rows, step), settings.batch_size, params.seed)
+    rows = pairs(rows, method, step) if kind.paired else answers(rows, method, params.methods[method])
+    return by_length(whole_steps(rows, step * kind.rows), settings.batch_size * kind.rows, params.seed)
 
 
 def shuffled(rows: Dataset, seed: int) -> Dataset:
@@ -141,3 +141,26 @@ def by_length(rows: Dataset, batch_size: int, seed: int) -> Dataset:
     longest = max(range(len(batches)), key=lambda place: lengths[batches[place][0]])
     batches.insert(0, batches.pop(longest))
     return rows.select([i for batch in batches for i in batch])
+
+
+class ShuffledBatches(Sampler):
+    """Places of rows that stand in batches: in their order in the first epoch, and in every other one the same
+    batches in an order of its own. A batch stays whole: its rows have one length, and KTO's mismatched pairs are
+    of one batch.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int):
+        self.rows, self.batch_size, self.seed, self.epoch = rows, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer, also where a run goes on."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        starts = list(range(0, self.rows, self.batch_size))
+        if self.epoch:
+            random.Random(f"{self.seed} {self.epoch}").shuffle(starts)
+        return iter([start + i for start in starts for i in range(self.batch_size)])
+
+    def __len__(self) -> int:
+        return self.rows

@@ -11,7 +11,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from stages.model import modeling
 from stages.preference import reference
-from stages.preference.rows import prepared
+from stages.preference.rows import ShuffledBatches, prepared
 from stages.settings.methods import METHODS
 from stages.settings.params import Params
 from stages.training.run import arguments
@@ -21,18 +21,51 @@ class LookedUp:
     """A preference trainer for a policy that is its own reference before its first step: no second model or
     adapter stays in memory.
 
-    Wants precompute_ref_log_probs=True. TRL would fill in the reference's log-probabilities when the trainer
-    is made, but then it has changed the precision of the adapter: where there is a reference, `add_reference`
-    does it later.
+    TRL would fill in the reference's log-probabilities when the trainer is made, but then it has changed the
+    precision of the adapter: where there is a reference, `add_reference` does it later. It would also hash the
+    whole model for a cache of its own, so an adapter's trainer is made as if nothing were looked up
+    (`precompute` below); without an adapter TRL would then load a second model.
     """
 
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.precompute_ref_logps = True
         if "ref" in getattr(self.model, "peft_config", {}):
             self.model.delete_adapter("ref")  # a frozen copy of the adapter, which TRL has just made
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         return dataset
 
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> ShuffledBatches:
+        return ShuffledBatches(len(self.train_dataset), self.args.per_device_train_batch_size, self.args.seed)
 
-class PairTrainer(LookedUp, DPOTrainer):
+
+class ByStep(LookedUp, DPOTrainer):
+    """Pairs. A loss with a term of the chosen answers' likelihood per token (NLL) counts a token alike in
+    whichever micro-batch of a step it stands, so that 8 x 1 and 2 x 4 pairs have one gradient.
+    """
+
+    whole_text = False  # whether the prompt's tokens count, too
+    chosen_tokens = None  # of a micro-batch of this step, on average over these and all processes
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = torch.tensor([float(self.count_chosen(batch)) for batch in batches], device=device)
+        self.chosen_tokens = self.accelerator.gather(counts).mean()
+        return batches, items
+
+    def count_chosen(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        mask = inputs["attention_mask" if self.whole_text else "completion_mask"]
+        return mask[:, 1:].chunk(2)[0].sum()
+
+    def share(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor | float:
+        """Of a micro-batch's mean NLL in its step's: 1 on average, more where it has more tokens."""
+        if not self.model.training or self.chosen_tokens is None:
+            return 1.0
+        return self.count_chosen(inputs) / self.chosen_tokens
+
+
+class PairTrainer(ByStep):
     def add_reference(self, policy: str) -> None:
         """`policy` identifies the weights of the model, which nothing has trained yet."""
         pairs = {
@@ -40,6 +73,11 @@ class PairTrainer(LookedUp, DPOTrainer):
             "ref_rejected_logps": ("prompt_ids", "rejected_ids"),
         }
         self.train_dataset = reference.add_columns(self.train_dataset, pairs, self, policy)
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        if "sft" in self.loss_types:  # TRL's name of the NLL
+            self.loss_weights = [self.args.loss_weights[0], self.args.loss_weights[1] * self.share(inputs)]
+        return super()._compute_loss(model, inputs, return_outputs)
 
 
 class SingleTrainer(LookedUp, KTOTrainer):
@@ -52,7 +90,7 @@ class SingleTrainer(LookedUp, KTOTrainer):
             )
 
 
-class ReferenceFreeTrainer(LookedUp, DPOTrainer):
+class ReferenceFreeTrainer(ByStep):
     """CPO, SimPO and ORPO. The losses are those of trl.experimental, which builds the whole logits (7B at
     2,048 tokens cannot afford that in 12 GB); here log-probabilities come in chunks, from DPOTrainer's fused
     LM head.
@@ -60,12 +98,13 @@ class ReferenceFreeTrainer(LookedUp, DPOTrainer):
 
     def __init__(self, *args, loss: str, sft_weight: float | None, simpo_gamma: float | None, **kwargs):
         self.loss, self.sft_weight, self.simpo_gamma = loss, sft_weight, simpo_gamma
+        self.whole_text = loss == "orpo"
         super().__init__(*args, **kwargs)
 
     def _compute_loss(self, model, inputs, return_outputs):
         text, answer = inputs["attention_mask"], inputs["completion_mask"][:, 1:]
         labels = inputs["input_ids"].masked_fill(
-            (text if self.loss == "orpo" else inputs["completion_mask"]) == 0, -100
+            (text if self.whole_text else inputs["completion_mask"]) == 0, -100
         )
         outputs = model(
             inputs["input_ids"], attention_mask=text, labels=labels, use_cache=False, fused_lm_head=True
@@ -73,8 +112,8 @@ class ReferenceFreeTrainer(LookedUp, DPOTrainer):
         token_logps, counts = outputs.log_probs, answer.sum(1)
         sums = (token_logps * answer).sum(1)
         (chosen, rejected), (chosen_mean, rejected_mean) = sums.chunk(2), (sums / counts).chunk(2)
-        trained = (text[:, 1:] if self.loss == "orpo" else answer).chunk(2)[0]
-        nll = -(token_logps.chunk(2)[0] * trained).sum() / trained.sum()
+        trained = (text[:, 1:] if self.whole_text else answer).chunk(2)[0]
+        nll = -(token_logps.chunk(2)[0] * trained).sum() / trained.sum() * self.share(inputs)
 
         if self.loss == "cpo":
             rewards = chosen, rejected
@@ -115,11 +154,12 @@ def build(
     """The trainer of a method, its policy loaded from `parent`."""
     kind, own = METHODS[method], params.methods[method]
     weights, settings = params.chosen_model.weights, params.chosen_model.preference
+    settings = settings.model_copy(update={"batch_size": settings.batch_size * kind.rows})
     common = arguments(
         params, settings, params.preference, own.epochs, settings.learning_rate * own.learning_rate_factor
     ) | {
         "beta": own.beta * beta_factor,
-        "precompute_ref_log_probs": True,  # by reference.py
+        "precompute_ref_log_probs": not params.chosen_model.sft.lora,  # LookedUp says why
         "train_sampling_strategy": "sequential",
     }
     rows = prepared(params, method)

@@ -452,7 +452,7 @@ def run_of(params: Params, name: str, stage: str, method: str | None) -> Run | N
     """The run of a model by its name in params.yaml: of sft (no method, or continued), or of a preference
     stage by a method.
 
-    A pair is two sequences. KTO takes single answers; its second forward pass, for the KL, is without
+    A pair is two sequences, which KTO takes one by one; its second forward pass, for the KL, is without
     gradients and smaller.
     """
     model = params.models[name]
@@ -478,9 +478,7 @@ def run_of(params: Params, name: str, stage: str, method: str | None) -> Run | N
     if not method:
         return run
     kind = METHODS[method]
-    return replace(
-        run, rows=2 if kind.paired else 1, reference=kind.has_reference, least_batch=kind.min_batch_size
-    )
+    return replace(run, rows=2, reference=kind.has_reference, least_batch=kind.min_batch_size)
 
 
 def trained_markers(params: Params, name: str) -> bool:

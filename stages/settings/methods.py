@@ -17,7 +17,9 @@ class Method:
     the trainer calls it. `hyperparameters` are those it takes beside learning_rate_factor and epochs: name →
     the value in params.yaml and its source. `start` is the loss of a policy that still equals its reference,
     where that does not depend on the data, as a formula of the hyperparameters. `min_batch_size` is the
-    fewest rows at a time (per device, before accumulation) for which the loss is what its name says.
+    fewest pairs at a time (per device, before accumulation) for which the loss is what its name says. `rate`
+    is the source of its learning_rate_factor, where that is not 1: the factor of DPO's rate by which its
+    authors' (or TRL's) differs.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Method:
     hyperparameters: dict[str, str]
     start: str = ""
     min_batch_size: int = 1
+    rate: str = ""
 
     @property
     def has_reference(self) -> bool:
@@ -36,6 +39,11 @@ class Method:
     @property
     def paired(self) -> bool:
         return self.trainer in ("dpo", "reference_free")
+
+    @property
+    def rows(self) -> int:
+        """Of a batch of one pair: KTO takes each of its answers as a row of its own."""
+        return 2 if self.trainer == "kto" else 1
 
 
 METHODS = {
@@ -57,8 +65,8 @@ METHODS = {
         {"beta": "0.1 (trl; the paper's τ)"},
         "1 / (4 * beta**2)",
     ),
-    # KL(p‖q) is estimated from prompts with the answers of their neighbours in the batch, hence at least two
-    # rows.
+    # KL(p‖q) is estimated from prompts with the answers of their neighbours in the batch: four answers or more
+    # at a time, as TRL's documentation of KTO advises.
     "kto": Method(
         "Kahneman-Tversky Optimization",
         "arXiv 2402.01306, eq. 7",
@@ -80,6 +88,7 @@ METHODS = {
         "reference_free",
         "cpo",
         {"beta": "0.1 (authors' code)", "sft_weight": "1 (authors' code)"},
+        rate="20: 1e-4 with LoRA in the authors' runs/cpo_ft.sh (github.com/fe1ixxu/ALMA)",
     ),
     "simpo": Method(
         "Simple Preference Optimization",
@@ -88,6 +97,7 @@ METHODS = {
         "reference_free",
         "simpo",
         {"beta": "2 (authors, for a base model)", "simpo_gamma": "1 (authors: half of beta)"},
+        rate="2: the authors train in full with up to 1e-6 (github.com/princeton-nlp/SimPO), where DPO takes 5e-7",
     ),
     # Its NLL is over the whole chosen text, prompt included, as in the authors' code.
     "orpo": Method(
@@ -97,6 +107,7 @@ METHODS = {
         "reference_free",
         "orpo",
         {"beta": "0.1 (authors' λ)"},
+        rate="10: 5e-5 with QLoRA in the alignment handbook (zephyr-141b-A35b/orpo)",
     ),
     # Nothing called "Distributional Preference Optimization" is published under that name (and DNO elsewhere
     # is Direct Nash Optimization, another thing); alignment by optimal transport (AOT) is what we mean by it:
