@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from peft import PeftModel
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from stages.model import modeling
@@ -155,15 +156,15 @@ def build(
     kind, own = METHODS[method], params.methods[method]
     weights, settings = params.chosen_model.weights, params.chosen_model.preference
     settings = settings.model_copy(update={"batch_size": settings.batch_size * kind.rows})
+    rows = prepared(params, method)
+    model = modeling.load_checkpoint(weights, parent, trainable=True)
     common = arguments(
         params, settings, params.preference, own.epochs, settings.learning_rate * own.learning_rate_factor
     ) | {
         "beta": own.beta * beta_factor,
-        "precompute_ref_log_probs": not params.chosen_model.sft.lora,  # LookedUp says why
+        "precompute_ref_log_probs": not isinstance(model, PeftModel),  # LookedUp says why
         "train_sampling_strategy": "sequential",
     }
-    rows = prepared(params, method)
-    model = modeling.load_checkpoint(weights, parent, trainable=True)
     given = {
         "model": model,
         "processing_class": modeling.load_tokenizer(params.prompt),
