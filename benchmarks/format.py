@@ -184,7 +184,7 @@ def stage_whole(rows: int, tokenizer: Path) -> None:
         kinds = generate(folder, rows)
         size = sum(len(text.encode()) for text in sample_texts(folder, 2000)) / 2000
         seconds, memory = measured([sys.executable, "-m", "stages.format", "instructions"], folder)
-        report = json.loads((folder / "data/formatted/instructions/report.json").read_text())
+        report = json.loads((folder / "data/reports/instructions.json").read_text())
     lost = report["dropped"]
     print(
         f"stage, whole    {rows:>9,} rows of {size:.0f} bytes  {seconds:7.1f} s  {rows / seconds:9,.0f} "

@@ -425,9 +425,9 @@ def finish(trainer: "Trainer", stage: str, variant: str, params: Params) -> None
     folder = saved(stage, variant)
     if variant.startswith("ours"):
         data, parent = (sft.DATA, None) if stage == "sft" else (rows.DATA, dpo.PARENT)
-        training.train(
-            trainer, folder.name, params, modeling.provenance(params, data, parent) | {"variant": variant}
-        )
+        settings = params.sft if stage == "sft" else params.preference
+        origin = modeling.provenance(params, data, parent) | {"variant": variant}
+        training.train(trainer, folder.name, params, settings, origin)
     else:
         trainer.train()
         trainer.save_model(str(folder))

@@ -18,7 +18,13 @@ def main() -> None:
 
         with explained("dpo"):
             trainer = trainers.build(params, params.method, PARENT)
-            train(trainer, "dpo", params, provenance(params, rows.DATA, PARENT) | {"method": params.method})
+            train(
+                trainer,
+                "dpo",
+                params,
+                params.preference,
+                provenance(params, rows.DATA, PARENT) | {"method": params.method},
+            )
 
 
 if __name__ == "__main__":

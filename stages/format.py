@@ -1,5 +1,5 @@
-"""Raw rows → Arabic prompts: data/raw/<role> → data/formatted/<role>/{train,validation}.parquet and
-data/reports/<role>.parquet.
+"""Raw rows → Arabic prompts: data/raw/<role> → data/formatted/<role>/{train,validation}.parquet, what was
+dropped → data/reports/<role>.parquet, the account of all → data/reports/<role>.json.
 
 Every row that comes in is kept or stands in the report with the reason why not; nothing is truncated.
 """
@@ -55,7 +55,7 @@ def main(role: str) -> None:
             tally = write(role, batches, verdicts, formatted, reports)
             report = account.report(tally, sources, settings.leaks)
             gate(role, params, report, tally.examples)
-            write_json(formatted / "report.json", report)
+        write_json(reports.with_suffix(".json"), report)
         lost = sum(report["dropped"].values())
         print(
             f"format: {role}: {report['train']:,} train, {report['validation']:,} validation, {lost:,} "

@@ -28,10 +28,12 @@ def main(item: str) -> None:
 
         with explained(f"refine-{item}"):
             if item == "continued":
-                data, trainer = CONTINUED, continued(params)
+                data, settings, trainer = CONTINUED, params.sft, continued(params)
             else:
-                data, trainer = rows.DATA, trainers.build(params, item, PARENT, params.refinement.beta_factor)
-            train(trainer, f"refine-{item}", params, provenance(params, data, PARENT) | {"method": item})
+                data, settings = rows.DATA, params.preference
+                trainer = trainers.build(params, item, PARENT, params.refinement.beta_factor)
+            origin = provenance(params, data, PARENT) | {"method": item}
+            train(trainer, f"refine-{item}", params, settings, origin)
 
 
 def continued(params: Params) -> "SFTTrainer":

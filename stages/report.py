@@ -15,14 +15,14 @@ from pyarrow import parquet
 from stages.settings.files import read_json, replace_file, write_json
 from stages.settings.stage import stage
 
-FORMATTED, RAW, REPORTS = Path("data/formatted"), Path("data/raw"), Path("data/reports")
+RAW, REPORTS = Path("data/raw"), Path("data/reports")
 ROLES = ("instructions", "preferences", "continued")
 EXAMPLES = 3  # of each reason
 
 
 def main() -> None:
     with stage("report"):
-        roles = {role: read_json(FORMATTED / role / "report.json") for role in ROLES}
+        roles = {role: read_json(REPORTS / f"{role}.json") for role in ROLES}
         benchmarks = benchmark_report()
         account = {
             role: {name: value for name, value in report.items() if name != "repeated"}

@@ -27,7 +27,7 @@ def main() -> None:
         with explained("sft"):
             model, rate = start(params), params.chosen_model.sft.learning_rate
             trainer = supervised.build(params, model, DATA, params.sft.epochs, rate)
-            train(trainer, "sft", params, provenance(params, DATA, parent=None))
+            train(trainer, "sft", params, params.sft, provenance(params, DATA, parent=None))
 
 
 def start(params: Params) -> "PreTrainedModel | PeftModel":

@@ -83,7 +83,7 @@ def inside(voted, monkeypatch):
 
 def test_every_vote_is_used_or_counted(inside):
     """Of two votes against one the majority stands, once; where as many say the opposite, neither."""
-    report = read_json(Path("data/formatted/preferences/report.json"))
+    report = read_json(Path("data/reports/preferences.json"))
     assert report["sources"]["feedback"]["published"] == 86
     assert report["dropped"] == {"chosen_is_rejected": 1, "contradiction": 3, "duplicate": 1, "malformed": 1}
     assert report["rows"] == 86 + 40  # a tie, and "both bad", are two single votes
@@ -106,7 +106,7 @@ def test_kto_learns_from_pairs_and_single_votes(inside, capsys):
     assert {True, False} == set(trainer.train_dataset["label"])
     assert "good and" not in capsys.readouterr().out  # they are balanced
     assert trainer.args.per_device_train_batch_size == 32  # the answers of 16 pairs
-    facts = training.train(trainer, "test-votes", params, {"test": "votes", "chain": []})
+    facts = training.train(trainer, "test-votes", params, params.preference, {"test": "votes", "chain": []})
     assert facts["start_loss"] == pytest.approx(0.5, abs=1e-3)
     assert facts["final_margin"] > 0
 

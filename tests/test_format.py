@@ -365,7 +365,7 @@ def project(tmp_path, monkeypatch):
 
 def test_the_account_of_a_mixture_adds_up(project):
     formatting.main("instructions")
-    report = json.loads((project / "data/formatted/instructions/report.json").read_text(encoding="utf-8"))
+    report = json.loads((project / "data/reports/instructions.json").read_text(encoding="utf-8"))
     dropped = parquet.read_table(project / "data/reports/instructions.parquet").to_pylist()
     train, validation = (
         parquet.read_table(project / f"data/formatted/instructions/{name}.parquet")

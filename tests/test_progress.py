@@ -59,19 +59,46 @@ def test_a_chosen_answer_that_becomes_improbable_is_said(watch, capsys):
     assert say(calm, capsys, rewards_margins=1.0, rewards_chosen=-3.0, logps_chosen=-140.0) == ""  # 30 of 110
 
 
-def test_answers_that_repeat_themselves_are_said(watch, capsys, inside):
-    model = trainers.build(read(), "dpo", Path("models/sft")).model
-    assert capsys.readouterr().out.endswith("do not fill a step of 16: they are left out\n")
-    state = SimpleNamespace(global_step=25, max_steps=100, is_world_process_zero=True)
-    model.train()
-    watch.on_step_end(None, state, None, model=model)
+@pytest.mark.parametrize(
+    ("logs", "said"),
+    [
+        (
+            {"eval_stop_rate": 0.0},
+            "no held-out answer stops by itself: raise the learning rate or epochs, or set",
+        ),
+        ({"eval_repetition": 0.8}, "answers repeat themselves: lower the learning rate"),
+        ({"eval_arabic_share": 0.1}, "answers to held-out prompts are hardly Arabic (10% of their letters)"),
+    ],
+)
+def test_what_answers_show_is_said_in_the_second_half(watch, capsys, logs, said):
+    logs = {"eval_stop_rate": 1.0, "eval_repetition": 0.0, "eval_arabic_share": 1.0} | logs
+    watch.on_log(None, STATE, None, logs=logs)
     assert capsys.readouterr().out == ""
-    assert model.training
-    model.get_output_embeddings().weight.data[:] = (
-        0  # every token as likely as any: the first is repeated for ever
+    late = SimpleNamespace(global_step=60, max_steps=100, is_world_process_zero=True)
+    watch.on_log(None, late, None, logs=logs)
+    assert f"warning: dpo, step 60: {said}" in capsys.readouterr().out
+
+
+def look(step: int, margin: float, accuracy: float) -> dict:
+    return {"step": step, "eval_rewards/margins": margin, "eval_rewards/accuracies": accuracy}
+
+
+@pytest.mark.parametrize(("margin", "accuracy", "warned"), [(0.03, 0.52, True), (0.9, 0.8, False)])
+def test_a_preference_run_that_went_nowhere_says_so(watch, capsys, margin, accuracy, warned):
+    watch.held_out = 64
+    state = SimpleNamespace(**vars(STATE), log_history=[look(0, 0.0, 0.0), look(20, margin, accuracy)])
+    watch.on_train_end(watch.args, state, None)
+    said = capsys.readouterr().out
+    assert ("20 steps at a rate of 2.5e-05 were too few or too small" in said) == warned
+
+
+def test_too_few_steps_are_said_with_the_number_to_set(watch, capsys):
+    state = SimpleNamespace(global_step=0, max_steps=3, is_world_process_zero=True)
+    watch.on_train_begin(watch.args, state, None)
+    assert (
+        "3 steps of 16 rows from 176 teach little: lower accumulation, or set epochs to 10"
+        in capsys.readouterr().out
     )
-    watch.on_step_end(None, state, None, model=model)
-    assert "warning: dpo, step 25: answers repeat themselves ('" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("where", ["scored", "training_step"])
@@ -105,10 +132,20 @@ def in_a_terminal(command: list[str], folder: Path) -> list[str]:
 
 
 def test_a_run_is_one_tidy_line(inside):
-    """Where it computes, one line that is drawn anew, and a summary; no library has anything to say."""
-    place, progress, summary = in_a_terminal([sys.executable, "-m", "stages.sft"], inside.path)
+    """Where it computes, where its answers are, one line that is drawn anew, and a summary; no library has
+    anything to say.
+    """
+    place, page, few, progress, summary = in_a_terminal([sys.executable, "-m", "stages.sft"], inside.path)
     assert re.fullmatch(r"sft: on .*, float32 weights, attention by sdpa", place)
+    assert re.fullmatch(r"sft: answers as it learns: .*cache/looks/sft-nano.html", page)
+    assert few.startswith("warning: sft, step 0: ")
     assert re.fullmatch(
-        r"sft: 100%\|█+\| (\d+)/\1 \[\d\d:\d\d<00:00, .*, loss=\d\.\d{3}, tok/s=\d+, GB=\d\.\d\]", progress
+        r"sft: 100%\|█+\| (\d+)/\1 \[\d\d:\d\d<00:00, .*, held-out loss=\d\.\d{3}, loss=\d\.\d{3}, tok/s=\d+, "
+        r"GB=\d\.\d\]",
+        progress,
     ), progress
-    assert re.fullmatch(r"sft: \d+ steps, loss \d\.\d{3} → \d\.\d{3}, \d+ s", summary)
+    assert re.fullmatch(
+        r"sft: \d+ steps, loss \d\.\d{3} → \d\.\d{3}, "
+        r"held-out loss \d\.\d{3} → \d\.\d{3}(, step \d+ kept)?, \d+ s",
+        summary,
+    )

@@ -193,7 +193,7 @@ def test_a_kill_after_the_last_step_costs_nothing(inside, monkeypatch):
         trainer = supervised.build(
             params, sft.start(params), sft.DATA, params.sft.epochs, params.chosen_model.sft.learning_rate
         )
-        return training.train(trainer, "test-end", params, {"chain": []})
+        return training.train(trainer, "test-end", params, params.sft, {"chain": []})
 
     whole = run()
     with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):

@@ -37,7 +37,8 @@ def sft_trainer(params):
 
 
 def train(trainer, name, params):
-    return training.train(trainer, f"test-{name}", params, {"test": name, "chain": []})
+    settings = params.sft if isinstance(trainer, SFTTrainer) else params.preference
+    return training.train(trainer, f"test-{name}", params, settings, {"test": name, "chain": []})
 
 
 def changed(params, section, epochs=0.2, **values):
@@ -124,7 +125,9 @@ def test_every_method_names_the_source_of_its_hyperparameters():
         own = params.methods[name].model_dump(exclude_none=True, exclude={"learning_rate_factor", "epochs"})
         assert {key: float(said.split()[0]) for key, said in method.hyperparameters.items()} == own, name
         if method.trainer != "sft":
-            assert float((method.rate or "1").split(":")[0]) == params.methods[name].learning_rate_factor, name
+            assert float((method.rate or "1").split(":")[0]) == params.methods[name].learning_rate_factor, (
+                name
+            )
 
 
 def test_the_reference_is_the_sft_policy_and_not_the_base(inside):
@@ -255,7 +258,7 @@ def other_adapter() -> Path:
     """A checkpoint with other weights than models/sft."""
     params = changed(read(), "sft", learning_rate=1e-4)
     trainer = sft_trainer(params)
-    training.train(trainer, "test-other", params, modeling.provenance(params, sft.DATA, None))
+    training.train(trainer, "test-other", params, params.sft, modeling.provenance(params, sft.DATA, None))
     return Path("models/test-other")
 
 
@@ -388,7 +391,7 @@ def test_adapters_are_trained_in_fp32_from_exactly_what_was_saved(inside, quanti
     params = changed(read(), "weights", quantization=quantization, dtype="bfloat16")
     trainer = sft_trainer(params)
     facts = training.train(
-        trainer, f"test-{quantization}", params, modeling.provenance(params, sft.DATA, None)
+        trainer, f"test-{quantization}", params, params.sft, modeling.provenance(params, sft.DATA, None)
     )
     assert facts["final_loss"] < facts["start_loss"]
     assert trainer.model.get_base_model().get_input_embeddings().weight.dtype == torch.bfloat16
@@ -451,7 +454,9 @@ def test_every_optimizer_learns(inside, optimizer):
 def test_a_whole_model_is_trained_where_lora_is_null(inside):
     """No adapter anywhere, and still no second model as the reference."""
     params = changed(read(), "sft", lora=None)
-    training.train(sft_trainer(params), "test-whole", params, modeling.provenance(params, sft.DATA, None))
+    training.train(
+        sft_trainer(params), "test-whole", params, params.sft, modeling.provenance(params, sft.DATA, None)
+    )
     preference = trainers.build(params, "dpo", Path("models/test-whole"))
     assert not hasattr(preference.model, "peft_config")
     assert preference.ref_model is None
@@ -487,7 +492,9 @@ def test_an_adapter_is_refused_on_another_chain(inside):
     params = read()
     before = other_adapter()
     trainer = trainers.build(params, "dpo", before)
-    training.train(trainer, "test-chained", params, modeling.provenance(params, rows_of.DATA, before))
+    training.train(
+        trainer, "test-chained", params, params.preference, modeling.provenance(params, rows_of.DATA, before)
+    )
     modeling.load_checkpoint(params.chosen_model.weights, Path("models/test-chained"))
     weights = before / "adapter_model.safetensors"
     weights.write_bytes(Path("models/sft/adapter_model.safetensors").read_bytes())

@@ -223,7 +223,6 @@ def mask(row: Row, longest: int) -> np.ndarray:
 # --- log-probabilities --------------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
 def log_probabilities(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -233,13 +232,23 @@ def log_probabilities(
     apart: bool = False,
 ) -> list[tuple[float, int]]:
     """In nats, summed over the answer's tokens, and the number of these."""
-    sequences = dict(enumerate(encode(tokenizer, pairs, model.config.max_position_embeddings, apart)))
+    sequences = encode(tokenizer, pairs, model.config.max_position_embeddings, apart)
+    found = summed(model, sequences, title, tokens)
+    return [(logp, len(sequence.answer)) for logp, sequence in zip(found, sequences)]
+
+
+@torch.inference_mode()
+def summed(
+    model: PreTrainedModel | PeftModel, asked: list[Sequence], title: str, tokens: int | None = None
+) -> list[float]:
+    """Log-probabilities of the sequences' answers in nats, summed over their tokens."""
+    sequences = dict(enumerate(asked))
     tokens, found = tokens or batch_tokens(model), {}
     rows = lay_out(sequences, tokens)
     with (
         by_sdpa(model),
         tqdm(
-            total=len(pairs), desc=title, unit="answer", leave=False, dynamic_ncols=True, disable=None
+            total=len(asked), desc=title, unit="answer", leave=False, dynamic_ncols=True, disable=None
         ) as bar,
     ):
         while rows:
@@ -259,7 +268,7 @@ def log_probabilities(
             else:
                 rows = rows[len(batch) :]
                 bar.update(len(found) - bar.n)
-    return [(found[number], len(sequence.answer)) for number, sequence in sequences.items()]
+    return [found[number] for number in sequences]
 
 
 def scored(

@@ -34,29 +34,32 @@ Text = tuple[bytes, bytes]  # tokens of a prompt and of an answer to it, 4 bytes
 
 
 def add_columns(
-    dataset: Dataset, columns: dict[str, tuple[str, str]], trainer: Trainer, policy: str
-) -> Dataset:
-    """Add log-probabilities in nats, summed over the answer: new column → (column of prompt tokens, column of
-    answer tokens).
+    datasets: list[Dataset], columns: dict[str, tuple[str, str]], trainer: Trainer, policy: str
+) -> list[Dataset]:
+    """Add log-probabilities in nats, summed over the answer, to each dataset: new column → (column of prompt
+    tokens, column of answer tokens).
 
     `policy` identifies the weights of trainer.model.
     """
-    texts = {
-        name: [
-            (packed(prompt), packed(answer[: trainer.args.max_length - len(prompt)]))
-            for prompt, answer in zip(dataset[prompts], dataset[answers])
-        ]
-        for name, (prompts, answers) in columns.items()
-    }
-    known = log_probabilities({text for own in texts.values() for text in own}, trainer, policy)
-    for name, own in texts.items():
-        dataset = dataset.add_column(name, np.array([known[digest(text)] for text in own], np.float32))
-    return dataset
+
+    def texts(dataset: Dataset, name: str) -> list[Text]:
+        prompts, answers = (dataset[column] for column in columns[name])
+        most = trainer.args.max_length
+        return [(packed(one), packed(other[: most - len(one)])) for one, other in zip(prompts, answers)]
+
+    wanted = [{name: texts(dataset, name) for name in columns} for dataset in datasets]
+    asked = {text for own in wanted for column in own.values() for text in column}
+    known = log_probabilities(asked, trainer, policy)
+    for i, own in enumerate(wanted):
+        for name, column in own.items():
+            values = np.array([known[digest(text)] for text in column], np.float32)
+            datasets[i] = datasets[i].add_column(name, values)
+    return datasets
 
 
 def log_probabilities(texts: set[Text], trainer: Trainer, policy: str) -> dict[bytes, float]:
-    """By the texts' digests: from disk, or else computed and written there. One process computes at a time; the
-    next then finds what it wrote.
+    """By the texts' digests: from disk, or else computed and written there. One process computes at a time;
+    the next then finds what it wrote.
     """
     path = cache("reference") / f"{computation(trainer, policy)}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,11 +136,11 @@ def scored(ordered: list[Text], trainer: Trainer) -> Iterator[float]:
 
 
 def batches(ordered: list[Text]) -> Iterator[tuple[list[Text], tuple[int, int]]]:
-    """Texts that come longest first, in batches of one length, and the shape [rows, tokens] that each is padded
-    to.
+    """Texts that come longest first, in batches of one length, and the shape [rows, tokens] that each is
+    padded to.
 
-    It depends on the length alone: a matrix product of one shape gives a row the same digits whatever stands in
-    the others. So a text's number is the same in whichever set it is asked for.
+    It depends on the length alone: a matrix product of one shape gives a row the same digits whatever stands
+    in the others. So a text's number is the same in whichever set it is asked for.
     """
     start = 0
     while start < len(ordered):

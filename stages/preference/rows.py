@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 from stages.settings.errors import Problem
 from stages.settings.methods import METHODS
 from stages.settings.params import Method, Params
+from stages.training.looks import HELD_OUT, sampled
 from stages.training.run import load_rows
 
 DATA = Path("data/formatted/preferences/train.parquet")
@@ -29,6 +30,20 @@ def prepared(params: Params, method: str) -> Dataset:
     rows = same_for_all(rows, step)
     rows = pairs(rows, method, step) if kind.paired else answers(rows, method, params.methods[method])
     return by_length(whole_steps(rows, step * kind.rows), settings.batch_size * kind.rows, params.seed)
+
+
+def held_out(params: Params, method: str, trained: int) -> Dataset | None:
+    """The rows of a method to look at while it trains on so many; None where there are none."""
+    kind, settings = METHODS[method], params.chosen_model.preference
+    rows = load_rows(DATA.with_name(HELD_OUT), ["prompt", "chosen", "rejected", "tokens"])
+    both = [i for i, pair in enumerate(zip(rows["chosen"], rows["rejected"])) if all(pair)]
+    rows = rows.select(both) if kind.paired else split(rows)
+    epochs = params.methods[method].epochs
+    rows = sampled(shuffled(rows, seed=0), trained, epochs, params.preference.evaluations)
+    size = settings.batch_size * kind.rows
+    if rows is None or len(rows) < kind.min_batch_size * kind.rows:
+        return None
+    return rows.select(range(max(len(rows) // size * size, min(size, len(rows)))))
 
 
 def shuffled(rows: Dataset, seed: int) -> Dataset:
@@ -62,6 +77,14 @@ def pairs(rows: Dataset, method: str, step: int) -> Dataset:
 
 
 def answers(rows: Dataset, method: str, own: Method) -> Dataset:
+    """Every answer with its label, as many good as bad by their weights or a note that they are not."""
+    found = split(rows)
+    good = sum(found["label"])
+    check_balance(good, len(found) - good, method, own)
+    return found
+
+
+def split(rows: Dataset) -> Dataset:
     """Every answer with its label, good or bad: two of a pair, one of a single vote."""
     found = [
         {
@@ -74,8 +97,6 @@ def answers(rows: Dataset, method: str, own: Method) -> Dataset:
         for answer in ("chosen", "rejected")
         if row[answer]
     ]
-    good = sum(row["label"] for row in found)
-    check_balance(good, len(found) - good, method, own)
     return Dataset.from_list(found)
 
 
@@ -144,9 +165,9 @@ def by_length(rows: Dataset, batch_size: int, seed: int) -> Dataset:
 
 
 class ShuffledBatches(Sampler):
-    """Places of rows that stand in batches: in their order in the first epoch, and in every other one the same
-    batches in an order of its own. A batch stays whole: its rows have one length, and KTO's mismatched pairs are
-    of one batch.
+    """Places of rows that stand in batches: in their order in the first epoch, and in every other one the
+    same batches in an order of its own. A batch stays whole: its rows have one length, and KTO's mismatched
+    pairs are of one batch.
     """
 
     def __init__(self, rows: int, batch_size: int, seed: int):

@@ -12,7 +12,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from stages.model import modeling
 from stages.preference import reference
-from stages.preference.rows import ShuffledBatches, prepared
+from stages.preference.rows import ShuffledBatches, held_out, prepared
 from stages.settings.methods import METHODS
 from stages.settings.params import Params
 from stages.training.run import arguments
@@ -23,8 +23,8 @@ class LookedUp:
     adapter stays in memory.
 
     TRL would fill in the reference's log-probabilities when the trainer is made, but then it has changed the
-    precision of the adapter: where there is a reference, `add_reference` does it later. It would also hash the
-    whole model for a cache of its own, so an adapter's trainer is made as if nothing were looked up
+    precision of the adapter: where there is a reference, `add_reference` does it later. It would also hash
+    the whole model for a cache of its own, so an adapter's trainer is made as if nothing were looked up
     (`precompute` below); without an adapter TRL would then load a second model.
     """
 
@@ -36,6 +36,12 @@ class LookedUp:
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         return dataset
+
+    def add_columns(self, columns: dict[str, tuple[str, str]], policy: str) -> None:
+        """Of the reference, to the rows of training and to those held out."""
+        datasets = [dataset for dataset in (self.train_dataset, self.eval_dataset) if dataset is not None]
+        self.train_dataset, *held_out = reference.add_columns(datasets, columns, self, policy)
+        self.eval_dataset = held_out[0] if held_out else None
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> ShuffledBatches:
         return ShuffledBatches(len(self.train_dataset), self.args.per_device_train_batch_size, self.args.seed)
@@ -73,7 +79,7 @@ class PairTrainer(ByStep):
             "ref_chosen_logps": ("prompt_ids", "chosen_ids"),
             "ref_rejected_logps": ("prompt_ids", "rejected_ids"),
         }
-        self.train_dataset = reference.add_columns(self.train_dataset, pairs, self, policy)
+        self.add_columns(pairs, policy)
 
     def _compute_loss(self, model, inputs, return_outputs):
         if "sft" in self.loss_types:  # TRL's name of the NLL
@@ -86,9 +92,7 @@ class SingleTrainer(LookedUp, KTOTrainer):
 
     def add_reference(self, policy: str) -> None:
         for name, answers in (("ref_logps", "completion_ids"), ("ref_KL_logps", "KL_completion_ids")):
-            self.train_dataset = reference.add_columns(
-                self.train_dataset, {name: ("prompt_ids", answers)}, self, policy
-            )
+            self.add_columns({name: ("prompt_ids", answers)}, policy)
 
 
 class ReferenceFreeTrainer(ByStep):
@@ -137,10 +141,11 @@ class ReferenceFreeTrainer(ByStep):
             "rewards/margins": margins,
             "rewards/accuracies": (margins > 0).float(), "logps/chosen": chosen, "logps/rejected": rejected,
         }  # fmt: skip
-        metrics = self._metrics["train"]
+        metrics = self._metrics["train" if self.model.training else "eval"]
         for name, value in values.items():
             metrics[name].append(self.accelerator.gather(value.detach()).mean().item())
-        self._total_train_tokens += self.accelerator.gather(text.sum()).sum().item()
+        if self.model.training:
+            self._total_train_tokens += self.accelerator.gather(text.sum()).sum().item()
         metrics["num_tokens"] = [self._total_train_tokens]
 
 
@@ -169,6 +174,7 @@ def build(
         "model": model,
         "processing_class": modeling.load_tokenizer(params.prompt),
         "train_dataset": rows,
+        "eval_dataset": held_out(params, method, len(rows)),
     }
     with modeling.trained_in_fp32(model):
         if kind.trainer == "kto":

@@ -65,8 +65,8 @@ METHODS = {
         {"beta": "0.1 (trl; the paper's τ)"},
         "1 / (4 * beta**2)",
     ),
-    # KL(p‖q) is estimated from prompts with the answers of their neighbours in the batch: four answers or more
-    # at a time, as TRL's documentation of KTO advises.
+    # KL(p‖q) is estimated from prompts with the answers of their neighbours in the batch: four answers or
+    # more at a time, as TRL's documentation of KTO advises.
     "kto": Method(
         "Kahneman-Tversky Optimization",
         "arXiv 2402.01306, eq. 7",
@@ -97,7 +97,7 @@ METHODS = {
         "reference_free",
         "simpo",
         {"beta": "2 (authors, for a base model)", "simpo_gamma": "1 (authors: half of beta)"},
-        rate="2: the authors train in full with up to 1e-6 (github.com/princeton-nlp/SimPO), where DPO takes 5e-7",
+        rate="2: up to 1e-6 in full (github.com/princeton-nlp/SimPO), where DPO takes 5e-7",
     ),
     # Its NLL is over the whole chosen text, prompt included, as in the authors' code.
     "orpo": Method(

@@ -45,6 +45,17 @@ HIGHER_IS_BETTER = {
 }  # fmt: skip
 
 
+TRACKERS = (
+    "tensorboard",
+    "wandb",
+    "mlflow",
+    "trackio",
+    "dvclive",
+    "comet_ml",
+    "swanlab",
+)  # and their packages
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -167,6 +178,9 @@ class Format(Section):
 class Schedule(Section):
     warmup: Share
     schedule: Literal["cosine", "linear", "constant"]
+    evaluations: Annotated[int, Field(ge=0, le=1000)]
+    keep: Literal["best", "last"]
+    patience: Annotated[int, Field(ge=0)]
 
 
 class Sft(Schedule):
@@ -195,6 +209,7 @@ class Common(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Positive
     compile: bool
+    trackers: list[Literal[TRACKERS]]
 
 
 class Evaluate(Section):

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from stages.settings.files import cache, read_json
+from stages.training.looks import exhausted
 
 STALE = 14 * 24 * 3600  # seconds after which the checkpoints of an abandoned run are removed
 
@@ -89,17 +90,18 @@ def remove_unused(folder: Path) -> None:
         return
 
 
-def last_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, of those before the last step (from that one the
-    trainer would take one step more)."""
+def last_whole(folder: Path, patience: int) -> Path | None:
+    """The newest checkpoint that was written to its end, of those before the last step or an early stop (from
+    that one the trainer would take one step more).
+    """
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    return next((path for path in found if steps_left(path)), None)
+    return next((path for path in found if steps_left(path, patience)), None)
 
 
-def steps_left(checkpoint: Path) -> int:
+def steps_left(checkpoint: Path, patience: int) -> int:
     """0 for a checkpoint that is not whole: the trainer writes trainer_state.json last."""
     try:
         state = read_json(checkpoint / "trainer_state.json")
-        return state["max_steps"] - state["global_step"]
+        return 0 if exhausted(state["log_history"], patience) else state["max_steps"] - state["global_step"]
     except (FileNotFoundError, ValueError):
         return 0

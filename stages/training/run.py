@@ -18,6 +18,7 @@ from pyarrow import parquet
 from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer
 
+from stages.console import trackers
 from stages.console.progress import Progress, Watch
 from stages.model import modeling
 from stages.model.device import compute_dtype, described, peak_memory, require
@@ -27,6 +28,7 @@ from stages.settings.files import cache, read_json, replace_file, write_json
 from stages.settings.params import Params, Schedule, Training
 from stages.settings.reader import read
 from stages.training import checkpoints
+from stages.training.looks import Answers, Looks, exhausted
 
 # Our name of a logged quantity → the trainer's.
 CURVES = {
@@ -37,6 +39,13 @@ CURVES = {
     "accuracy": "rewards/accuracies",
     "chosen_logp": "logps/chosen",
     "rejected_logp": "logps/rejected",
+    "held_out_loss": "eval_loss",
+    "held_out_margin": "eval_rewards/margins",
+    "held_out_accuracy": "eval_rewards/accuracies",
+    "held_out_chosen_logp": "eval_logps/chosen",
+    "stop_probability": "eval_stop_probability",
+    "stop_rate": "eval_stop_rate",
+    "repetition": "eval_repetition",
 }
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
@@ -67,6 +76,7 @@ def arguments(
         "weight_decay": params.training.weight_decay,
         "max_grad_norm": params.training.max_grad_norm,
         "per_device_train_batch_size": training.batch_size,
+        "per_device_eval_batch_size": training.batch_size,
         "gradient_accumulation_steps": shared(params, training),
         "gradient_checkpointing": training.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
@@ -89,6 +99,8 @@ def arguments(
         "save_strategy": "steps",
         "save_steps": 0.05,  # of all
         "save_total_limit": 2,
+        "metric_for_best_model": "loss",  # held out: of the method's own loss, see `looks`
+        "greater_is_better": False,
         "report_to": "none",
     }
 
@@ -105,9 +117,9 @@ def shared(params: Params, training: Training) -> int:
     return training.accumulation // processes
 
 
-def train(trainer: Trainer, name: str, params: Params, provenance: dict) -> dict:
-    """Train, from the last whole checkpoint of this very run if there is one; then write models/<name>, its
-    curves and metrics.
+def train(trainer: Trainer, name: str, params: Params, settings: Schedule, provenance: dict) -> dict:
+    """Train, from the last whole checkpoint of this very run if there is one; then write models/<name> as it
+    was at the step to keep, its curves and metrics.
 
     Raises Problem, with a cure, where the loss is lost or the run was stopped before its end.
     """
@@ -122,32 +134,57 @@ def train(trainer: Trainer, name: str, params: Params, provenance: dict) -> dict
     if trainer.is_world_process_zero():
         print(f"{name}: {described(trainer.model)}", flush=True)
     trainer.remove_callback(PrinterCallback)
+    looks = Looks(settings, trainer.eval_dataset is not None)
+    title = " ".join(filter(None, [name, params.model, provenance.get("method")]))
     with checkpoints.claimed(name, determinants, trainer.accelerator) as folder:
-        trainer.args.output_dir = str(folder)
-        resumed, tokens = checkpoints.last_whole(folder), 0
+        trainer.args.output_dir = os.path.relpath(folder)  # trackers show it
+        resumed, tokens = checkpoints.last_whole(folder, settings.patience), 0
         if resumed:
             print(f"{name}: going on from {resumed.name}", flush=True)
             tokens = tokens_seen(read_json(resumed / "trainer_state.json")["log_history"])
             trainer._total_train_tokens = tokens  # TRL would count from nothing again
-        trainer.add_callback(Progress(name, tokens))
+        trainer.args.eval_on_start = looks.count > 0 and not resumed
+        curves = Path(f"metrics/curves/{name}.tsv")
+        trainer.add_callback(looks)
+        if looks.count:
+            answers = Answers(title, trainer, looks.count, folder)
+            trainer.add_callback(answers)
+            print(f"{name}: answers as it learns: {answers.page}", flush=True)
+        trainer.add_callback(Progress(name, tokens, lambda history: write_curves(curves, history)))
         trainer.add_callback(Watch(name, trainer))
+        trackers.track(trainer, title)
         started = time.monotonic()
         trainer.train(resume_from_checkpoint=resumed and str(resumed))
-        found = facts(trainer, tokens, time.monotonic() - started)
-        if trainer.state.global_step < trainer.state.max_steps:
+        state = trainer.state
+        if state.global_step < state.max_steps and not exhausted(state.log_history, settings.patience):
             raise Problem(
-                f"{name} stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: run "
-                "again to go on"
+                f"{name} stopped at step {state.global_step} of {state.max_steps}: run again to go on"
             )
-        modeling.save_checkpoint(trainer, Path("models") / name, provenance)
+        kept = state.global_step
+        if settings.keep == "best" and state.best_global_step:
+            kept = state.best_global_step
+        if kept < state.global_step:
+            trainer._load_best_model()
+        found = facts(trainer, kept, tokens, time.monotonic() - started)
+        modeling.save_checkpoint(trainer, Path("models") / name, provenance | {"step": kept})
         if trainer.is_world_process_zero():
-            write_curves(Path(f"metrics/curves/{name}.tsv"), trainer.state.log_history)
+            write_curves(curves, state.log_history)
             write_json(Path(f"metrics/train_{name}.json"), found)
-            print(
-                f"{name}: {found['steps']} steps, loss {found['start_loss']:.3f} → "
-                f"{found['final_loss']:.3f}, {found['cost'][0]['seconds']:.0f} s"
-            )
+            print(f"{name}: {summary(found)}")
     return found
+
+
+def summary(found: dict) -> str:
+    """A finished run in a line."""
+    held_out = ""
+    if "held_out_loss" in found:
+        before, after = found["held_out_start_loss"], found["held_out_loss"]
+        kept = "" if found["kept_step"] == found["steps"] else f", step {found['kept_step']} kept"
+        held_out = f", held-out loss {before:.3f} → {after:.3f}{kept}"
+    return (
+        f"{found['steps']} steps, loss {found['start_loss']:.3f} → {found['final_loss']:.3f}{held_out}, "
+        f"{found['cost'][0]['seconds']:.0f} s"
+    )
 
 
 @contextmanager
@@ -156,6 +193,7 @@ def explained(name: str) -> Iterator[None]:
     person.
     """
     require(name)
+    trackers.chosen()
     try:
         yield
     except torch.OutOfMemoryError:
@@ -176,8 +214,12 @@ def explained(name: str) -> Iterator[None]:
 
 
 def write_curves(path: Path, history: list[dict]) -> None:
-    """One row per step, for `dvc plots`."""
-    history = [entry for entry in history if "loss" in entry]
+    """One row per step, for `dvc plots`; what was held out stands where there was a look."""
+    steps: dict[int, dict] = {}
+    for entry in history:
+        if any(theirs in entry for theirs in CURVES.values()):
+            steps.setdefault(entry["step"], {"step": entry["step"]}).update(entry)
+    history = list(steps.values())
     names = [ours for ours, theirs in CURVES.items() if any(theirs in entry for entry in history)]
     with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
@@ -195,9 +237,10 @@ def tokens_seen(history: list[dict]) -> int:
     return max((int(entry.get("num_tokens", 0)) for entry in history), default=0)
 
 
-def facts(trainer: Trainer, tokens_before: int, seconds: float) -> dict:
-    """Steps, losses and margins first and last (mean of the last tenth). `cost` is what this process took: a
-    list, which `dvc metrics diff` passes over, for another machine's seconds are no result.
+def facts(trainer: Trainer, kept: int, tokens_before: int, seconds: float) -> dict:
+    """Steps, losses and margins first and last (mean of the last tenth), and those of held-out rows before
+    the first step and at the one that is `kept`. `cost` is what this process took: a list, which `dvc metrics
+    diff` passes over, for another machine's seconds are no result.
     """
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     tail = history[-max(1, len(history) // 10) :]
@@ -205,6 +248,13 @@ def facts(trainer: Trainer, tokens_before: int, seconds: float) -> dict:
     for ours in ("loss", "margin", "accuracy"):
         if known := [entry[CURVES[ours]] for entry in tail if CURVES[ours] in entry]:
             found[f"final_{ours}"] = round(fmean(known), 4)
+    found["kept_step"] = kept
+    looks = {e["step"]: e for e in trainer.state.log_history if "eval_loss" in e}
+    if kept in looks:
+        found["held_out_start_loss"] = round(looks[0]["eval_loss"], 4)
+        for ours in ("held_out_loss", "held_out_margin", "held_out_accuracy"):
+            if CURVES[ours] in looks[kept]:
+                found[ours] = round(looks[kept][CURVES[ours]], 4)
     tokens = tokens_seen(history)
     cost = {
         "tokens_per_second": round((tokens - tokens_before) / seconds),

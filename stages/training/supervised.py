@@ -1,14 +1,19 @@
 """TRL's supervised trainer, with less work on a CPU, and how it is made from params.yaml."""
 
+import math
 from pathlib import Path
+from statistics import fmean
 
+import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from stages.model import modeling
+from stages.model.scoring import Sequence, summed
 from stages.settings.params import Params
+from stages.training.looks import HELD_OUT, sampled
 from stages.training.run import arguments, load_rows
 
 
@@ -31,6 +36,30 @@ class AnswerTrainer(SFTTrainer):
         # All processes' tokens are in num_items_in_batch, and their gradients are averaged.
         return summed / num_items_in_batch * self.accelerator.num_processes
 
+    @torch.inference_mode()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """Of held-out rows: nats per trained token, by the scorer of evaluation (no whole logits, no padding
+        to speak of), and how probable the stop token is where an answer ends.
+        """
+        rows = self.eval_dataset
+        answers = [
+            (ids, start, end)
+            for ids, labels in zip(rows["input_ids"], rows["labels"])
+            for start, end in spans(labels)
+        ]
+        whole = [Sequence(ids[: end - 1], ids[start:end]) for ids, start, end in answers]
+        stops = [Sequence(ids[: end - 1], ids[end - 1 : end]) for ids, _, end in answers]
+        self.model.eval()
+        with self.accelerator.autocast():
+            found = summed(self.model, [*whole, *stops], "a look at held-out rows")
+        metrics = {
+            "eval_loss": -sum(found[: len(whole)]) / sum(len(answer.answer) for answer in whole),
+            "eval_stop_probability": fmean(map(math.exp, found[len(whole) :])),
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
     def count(self, inputs) -> None:
         """Log the tokens seen so far, as SFTTrainer does; a pack has no mask, as nothing in it is padding."""
         mask = inputs.get("attention_mask")
@@ -41,20 +70,31 @@ class AnswerTrainer(SFTTrainer):
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
 
 
+def spans(labels: list[int]) -> list[tuple[int, int]]:
+    """Start and end of every run of trained tokens; the others' label is -100."""
+    trained = [0, *(int(label != -100) for label in labels), 0]
+    edges = [i - 1 for i in range(1, len(trained)) if trained[i] != trained[i - 1]]
+    return list(zip(edges[::2], edges[1::2]))
+
+
 def build(
     params: Params, model: PreTrainedModel | PeftModel, data: Path, epochs: float, learning_rate: float
 ) -> AnswerTrainer:
-    """The trainer of a model on formatted rows. Packed documents do not see each other; unpacked ones are
-    batched by length.
+    """The trainer of a model on formatted rows, and the rows held out beside them that it looks at. Packed
+    documents do not see each other; unpacked ones are batched by length.
     """
     tokenizer = modeling.load_tokenizer(params.prompt)
     config = SFTConfig(
         **arguments(params, params.chosen_model.sft, params.sft, epochs, learning_rate),
         packing=params.sft.packing,
+        eval_packing=False,
         train_sampling_strategy="random" if params.sft.packing else "group_by_length",
         eos_token=tokenizer.eos_token,
         completion_only_loss=True,
     )
-    rows = load_rows(data, ["prompt", "completion"])
+    rows, held_out = (load_rows(path, ["prompt", "completion"]) for path in (data, data.with_name(HELD_OUT)))
+    held_out = sampled(held_out, len(rows), epochs, params.sft.evaluations)
     with modeling.trained_in_fp32(model):
-        return AnswerTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
+        return AnswerTrainer(
+            model, config, train_dataset=rows, eval_dataset=held_out, processing_class=tokenizer
+        )
