@@ -21,6 +21,7 @@ SPARE = (
     "provenance.json",
 )  # a second copy of the weights in another layout; where nano comes from
 INDEX = "model.safetensors.index.json"
+SAMPLE = "### السؤال: كم ١٢ + 3؟\n\nعِلْمٌ، Arabic\tand \u200fcode: x = [1, 2]  \r\n<|im_end|>\n"
 # Architectures that are tested from here to the export (tests/test_architectures.py); another may be scored
 # wrongly in silence, as hybrid ones with linear attention are, whose layers do not heed a mask.
 TESTED = ("qwen2", "qwen3", "llama", "gemma3_text")
@@ -72,11 +73,22 @@ def describe(key: str, folder: Path, prompt: Prompt) -> dict:
     """What a template must know of the vocabulary, where it is not as Qwen's: the token that ends texts, and
     the template's tokens that no text has trained. Raises Problem where the template's tokens are not there.
     """
+    from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
     from stages.sources import markers
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    if (
+        tokenizer(SAMPLE)["input_ids"]
+        != Tokenizer.from_file(str(folder / "tokenizer.json")).encode(SAMPLE).ids
+    ):
+        raise Problem(
+            f"{key}: transformers makes other tokens of a text than its tokenizer.json says, which "
+            "`format` reads: "
+            "save the tokenizer anew (AutoTokenizer.from_pretrained, save_pretrained) and name that folder "
+            "as `path`"
+        )
     known = tokenizer.get_vocab()
     end = END_OF_TEXT if END_OF_TEXT in known else tokenizer.eos_token
     if not end:

@@ -214,7 +214,7 @@ def write(
     the counts.
     """
     tally, twins = account.Tally(), Twins(batches)
-    columns = ("prompt", *quality.ANSWERS[role], "source", "id", "tokens")
+    columns = ("prompt", *quality.ANSWERS[role], *quality.TOKENS[role], "source", "id", "tokens")
     trained = pa.schema([field for field in quality.schema(role) if field.name in columns])
     with (
         parquet.ParquetWriter(formatted / "train.parquet", trained) as train,

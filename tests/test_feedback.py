@@ -115,7 +115,7 @@ def test_methods_of_pairs_leave_single_votes_out_and_say_so(inside, capsys):
     params, rows = read(), parquet.read_table(rows_of.DATA).to_pylist()
     pairs = [row for row in rows if row["chosen"] and row["rejected"]]
     trainer = trainers.build(params, "dpo", SFT)
-    assert set(trainer.train_dataset["prompt"]) <= {row["prompt"] for row in pairs}
+    assert set(map(tuple, trainer.train_dataset["prompt_ids"])) <= {tuple(row["prompt_ids"]) for row in pairs}
     assert len(trainer.train_dataset) == len(pairs) // 16 * 16
     said = (
         f"learns from pairs alone, and {len(rows) - len(pairs)} of {len(rows)} preferences are single votes"

@@ -140,8 +140,8 @@ def test_a_run_is_one_tidy_line(inside):
     assert re.fullmatch(r"sft: answers as it learns: .*cache/looks/sft-nano.html", page)
     assert few.startswith("warning: sft, step 0: ")
     assert re.fullmatch(
-        r"sft: 100%\|█+\| (\d+)/\1 \[\d\d:\d\d<00:00, .*, held-out loss=\d\.\d{3}, loss=\d\.\d{3}, tok/s=\d+, "
-        r"GB=\d\.\d\]",
+        r"sft: 100%\|█+\| (\d+)/\1 \[\d\d:\d\d<00:00, .*, held-out loss=\d\.\d{3}, loss=\d\.\d{3}, "
+        r"tok/s=\d+, GB=\d\.\d\]",
         progress,
     ), progress
     assert re.fullmatch(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from pyarrow import parquet
 from safetensors.torch import load_file
 from trl import SFTTrainer
@@ -23,6 +24,7 @@ from stages.settings.reader import read
 from stages.text.prompts import END_OF_TEXT, TEMPLATES
 from stages.training import run as training
 from stages.training import supervised
+from stages.training.looks import ROWS
 from tests.conftest import ROOT
 
 PREFERENCE = [name for name, method in METHODS.items() if method.trainer != "sft"]
@@ -170,7 +172,8 @@ def test_the_reference_is_computed_once_for_all_methods_and_never_stale(inside, 
     assert again["ref_rejected_logps"] == first["ref_rejected_logps"]
     assert len(asked) == 1
     single = trainers.build(params, "kto", Path("models/sft")).train_dataset
-    assert len(asked) == 2  # of kto only the mismatched answers, which estimate its KL
+    held_out, mismatched = asked[1:]  # of kto the mismatched answers, which estimate its KL
+    assert held_out <= ROWS[0] < mismatched
     known = {tuple(row["prompt_ids"] + row["chosen_ids"]): row["ref_chosen_logps"] for row in first}
     assert all(
         known[tuple(row["prompt_ids"] + row["completion_ids"])] == row["ref_logps"]
@@ -178,11 +181,11 @@ def test_the_reference_is_computed_once_for_all_methods_and_never_stale(inside, 
         if row["label"]
     )
     trainers.build(params, "dpo", other_adapter())
-    assert len(asked) == 3
-    trainers.build(changed(params, "weights", dtype="bfloat16"), "dpo", Path("models/sft"))
     assert len(asked) == 4
+    trainers.build(changed(params, "weights", dtype="bfloat16"), "dpo", Path("models/sft"))
+    assert len(asked) == 5
     trainers.build(params.model_copy(update={"seed": 1}), "dpo", Path("models/sft"))
-    assert sum(asked[4:]) <= params.chosen_model.preference.batch_size  # rows that filled no step before
+    assert sum(asked[5:]) <= params.chosen_model.preference.batch_size  # rows that filled no step before
 
 
 def test_the_reference_of_a_text_is_the_same_number_beside_whichever_others(inside, monkeypatch, tmp_path):
@@ -294,7 +297,13 @@ def test_reference_free_losses_are_those_of_trl_experimental(inside, method):
             CPOTrainer,
         )
     model = modeling.load_checkpoint(params.chosen_model.weights, Path("models/sft"), trainable=True)
-    rows = ours.train_dataset.select(range(8)).select_columns(["prompt", "chosen", "rejected"])
+    decode = modeling.load_tokenizer(params.prompt).decode
+    rows = Dataset.from_list(
+        [
+            {name: decode(row[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected")}
+            for row in ours.train_dataset.select(range(8))
+        ]
+    )
     theirs = trainer_class(
         model=model, args=config, train_dataset=rows, processing_class=modeling.load_tokenizer(params.prompt)
     )

@@ -27,6 +27,13 @@ ANSWERS = {
     "preferences": ("chosen", "rejected"),
     "continued": ("completion",),
 }
+# Columns of token ids, which training reads: of a whole text and the spans of it that are trained (start,
+# end, start, …), or of a prompt and both its answers.
+TOKENS = {
+    "instructions": ("input_ids", "trained"),
+    "preferences": ("prompt_ids", "chosen_ids", "rejected_ids"),
+    "continued": ("input_ids", "trained"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,9 +52,10 @@ class Settings:
 def schema(role: str) -> pa.Schema:
     """Of examined rows: what is trained on, then what became of the row."""
     trained = ["prompt", *ANSWERS[role], "source", "id"]
+    trained_ids = [(name, pa.list_(pa.int32())) for name in TOKENS[role]]
     account = [("tokens", pa.int32()), ("saved", pa.int32()), ("arabic", pa.float32())]
     verdict = [(name, pa.string()) for name in ("split", "dataset", "reason", "detail", "leak", "text")]
-    return pa.schema([(name, pa.string()) for name in trained] + account + verdict)
+    return pa.schema([(name, pa.string()) for name in trained] + trained_ids + account + verdict)
 
 
 @dataclass
@@ -67,6 +75,7 @@ class Examiner:
 
     def __init__(self, settings: Settings):
         self.settings = settings
+        # whose ids are those that training and evaluation see: `base` has compared them
         self.tokenizer = Tokenizer.from_file(settings.tokenizer)
         self.guard = Guard(settings.leaks)
         self.special = {*SPECIAL, settings.template.end_of_text}
@@ -75,7 +84,7 @@ class Examiner:
         rows = [self.cleaned(dataset, row) for row in raw]
         for row in rows:
             row["reason"], row["detail"] = row["reason"] or self.fault(row), row["detail"] or ""
-        self.count_tokens([row for row in rows if not row["reason"]])
+        self.tokenise([row for row in rows if not row["reason"]])
         texts = [[*row["prompt_words"], *row["answer_words"]] for row in rows]
         hashes, owners = hash_words(texts)
         for row in rows:
@@ -94,6 +103,7 @@ class Examiner:
         """A row with normalised text, rendered by the template; a row with a fault passes as it is."""
         common = {"source": row["source"], "id": row["id"], "dataset": dataset, "split": row["split"]}
         common |= {"tokens": 0, "saved": 0, "arabic": 0.0, "leak": ""}
+        common |= {name: [] for name in TOKENS[self.settings.role]}
         if row["fault"]:
             empty = {"prompt_words": [], "answer_words": [], "contents": [], "given": []}
             empty |= {"prompt_key": 0, "exact_key": 0, "unordered_key": 0}
@@ -146,21 +156,43 @@ class Examiner:
             return "answer_is_prompt"
         return ""
 
-    def count_tokens(self, rows: list[dict]) -> None:
-        """Tokens of prompt and longest answer, tokens that normalisation saved, and rows longer than
-        max_length.
+    def tokenise(self, rows: list[dict]) -> None:
+        """Token ids, tokens of prompt and longest answer, tokens that normalisation saved, and rows longer
+        than max_length.
         """
-        answers, limit = ANSWERS[self.settings.role], self.settings.prompt.max_length
-        lengths = [self.lengths([row["prompt"] + row[name] for row in rows]) for name in answers]
+        limit = self.settings.prompt.max_length
+        by_answer = [self.parted(rows, name) for name in ANSWERS[self.settings.role]]
         changed = [row for row in rows if row["given"] != row["contents"]]
         before = self.lengths(["\n".join(row["given"]) for row in changed])
         after = self.lengths(["\n".join(row["contents"]) for row in changed])
-        for row, tokens in zip(rows, zip(*lengths)):
-            row["tokens"] = max(tokens)
+        for row, texts in zip(rows, zip(*by_answer)):
+            row |= self.ids_of(texts)
+            row["tokens"] = max(len(ids) for ids, _ in texts)
             if row["tokens"] > limit:  # the stop token, or the whole answer, would be cut
                 row["reason"], row["detail"] = "too_long", f"{row['tokens']} tokens"
         for row, then, now in zip(changed, before, after):
             row["saved"] = then - now
+
+    def parted(self, rows: list[dict], name: str) -> list[tuple[list[int], int]]:
+        """Ids of every prompt with an answer, and how many come before the first that holds some of the
+        answer.
+        """
+        encodings = self.tokenizer.encode_batch([row["prompt"] + row[name] for row in rows])
+        found = []
+        for row, encoding in zip(rows, encodings):
+            end = len(row["prompt"])
+            starts = (i for i, (_, stop) in enumerate(encoding.offsets) if stop > end)
+            found.append((encoding.ids, next(starts, len(encoding.ids))))
+        return found
+
+    def ids_of(self, texts: tuple[tuple[list[int], int], ...]) -> dict[str, list[int]]:
+        if len(texts) == 1:
+            ids, start = texts[0]
+            return {"input_ids": ids, "trained": [start, len(ids)]}
+        # of a single vote the prompt alone, or less where tokens merge
+        start = min(start for _, start in texts)
+        (chosen, _), (rejected, _) = texts
+        return {"prompt_ids": chosen[:start], "chosen_ids": chosen[start:], "rejected_ids": rejected[start:]}
 
     def lengths(self, texts: list[str]) -> list[int]:
         return [len(encoding) for encoding in self.tokenizer.encode_batch_fast(texts)]

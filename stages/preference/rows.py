@@ -15,6 +15,7 @@ from stages.training.looks import HELD_OUT, sampled
 from stages.training.run import load_rows
 
 DATA = Path("data/formatted/preferences/train.parquet")
+COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "tokens")
 WINDOW = 50  # batches within which rows are sorted by length
 BALANCE = (
     1,
@@ -26,24 +27,27 @@ def prepared(params: Params, method: str) -> Dataset:
     """The rows of a method, as many as fill its steps, in the order of training."""
     settings, kind = params.chosen_model.preference, METHODS[method]
     step = settings.batch_size * settings.accumulation  # in pairs
-    rows = shuffled(load_rows(DATA, ["prompt", "chosen", "rejected", "tokens"]), params.seed)
+    rows = shuffled(load_rows(DATA, COLUMNS), params.seed)
     rows = same_for_all(rows, step)
     rows = pairs(rows, method, step) if kind.paired else answers(rows, method, params.methods[method])
-    return by_length(whole_steps(rows, step * kind.rows), settings.batch_size * kind.rows, params.seed)
+    size = settings.batch_size * kind.rows
+    rows = by_length(whole_steps(rows, step * kind.rows), size, params.seed)
+    return rows if kind.paired else mismatched(rows, size)
 
 
 def held_out(params: Params, method: str, trained: int) -> Dataset | None:
     """The rows of a method to look at while it trains on so many; None where there are none."""
     kind, settings = METHODS[method], params.chosen_model.preference
-    rows = load_rows(DATA.with_name(HELD_OUT), ["prompt", "chosen", "rejected", "tokens"])
-    both = [i for i, pair in enumerate(zip(rows["chosen"], rows["rejected"])) if all(pair)]
+    rows = load_rows(DATA.with_name(HELD_OUT), COLUMNS)
+    both = [i for i, pair in enumerate(zip(rows["chosen_ids"], rows["rejected_ids"])) if all(pair)]
     rows = rows.select(both) if kind.paired else split(rows)
     epochs = params.methods[method].epochs
     rows = sampled(shuffled(rows, seed=0), trained, epochs, params.preference.evaluations)
     size = settings.batch_size * kind.rows
     if rows is None or len(rows) < kind.min_batch_size * kind.rows:
         return None
-    return rows.select(range(max(len(rows) // size * size, min(size, len(rows)))))
+    rows = rows.select(range(max(len(rows) // size * size, min(size, len(rows)))))
+    return rows if kind.paired else mismatched(rows, size)
 
 
 def shuffled(rows: Dataset, seed: int) -> Dataset:
@@ -56,13 +60,13 @@ def same_for_all(rows: Dataset, step: int) -> Dataset:
     """Of rows that are all pairs those that fill steps, also for a method that splits them: so all methods
     share their reference.
     """
-    paired = all(all(both) for both in zip(rows["chosen"], rows["rejected"]))
+    paired = all(all(both) for both in zip(rows["chosen_ids"], rows["rejected_ids"]))
     return whole_steps(rows, step) if paired and len(rows) >= step else rows
 
 
 def pairs(rows: Dataset, method: str, step: int) -> Dataset:
     """Those with two answers. Single votes, which have one, are left out and counted."""
-    found = [i for i, both in enumerate(zip(rows["chosen"], rows["rejected"])) if all(both)]
+    found = [i for i, both in enumerate(zip(rows["chosen_ids"], rows["rejected_ids"])) if all(both)]
     if singles := len(rows) - len(found):
         said = (
             f"{method} learns from pairs alone, and {singles:,} of {len(rows):,} preferences are single votes"
@@ -88,16 +92,28 @@ def split(rows: Dataset) -> Dataset:
     """Every answer with its label, good or bad: two of a pair, one of a single vote."""
     found = [
         {
-            "prompt": row["prompt"],
-            "completion": row[answer],
-            "label": answer == "chosen",
+            "prompt_ids": row["prompt_ids"],
+            "completion_ids": row[answer],
+            "label": answer == "chosen_ids",
             "tokens": row["tokens"],
         }
         for row in rows
-        for answer in ("chosen", "rejected")
+        for answer in ("chosen_ids", "rejected_ids")
         if row[answer]
     ]
     return Dataset.from_list(found)
+
+
+def mismatched(rows: Dataset, size: int) -> Dataset:
+    """With the answer before it in its batch for every prompt, as TRL pairs them for KTO's estimate of KL."""
+    answers = rows["completion_ids"]
+    others = [
+        answers[start + (i - 1) % len(batch)]
+        for start in range(0, len(rows), size)
+        for batch in [range(start, min(start + size, len(rows)))]
+        for i in range(len(batch))
+    ]
+    return rows.add_column("KL_completion_ids", others)
 
 
 def check_balance(good: int, bad: int, method: str, own: Method) -> None:

@@ -34,6 +34,9 @@ class LookedUp:
         if "ref" in getattr(self.model, "peft_config", {}):
             self.model.delete_adapter("ref")  # a frozen copy of the adapter, which TRL has just made
 
+    def _prepare_dataset(self, dataset: Dataset, *args) -> Dataset:
+        return dataset  # its tokens stand in the formatted rows
+
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         return dataset
 

@@ -23,7 +23,7 @@ from stages.text.prompts import TEMPLATES
 HELD_OUT = "validation.parquet"  # beside the rows of training
 COST = 0.02  # of the run's time, for all looks
 STEP_COST = 3  # forward passes that a row costs in training, its backward pass included
-ANSWER_COST = 100  # micro-batches of training that may pass for each time that the prompts are answered
+ANSWER_COST = 200  # micro-batches of training that may pass for each time that the prompts are answered
 ROWS = (16, 512)  # of a sample: the fewest and the most
 PROMPTS = 4
 ANSWER = 48  # tokens: prompts are chosen whose own answer is no longer
@@ -67,8 +67,9 @@ class Looks(TrainerCallback):
 
 
 def places(last: int, count: int) -> list[int]:
-    """Steps of `count` even looks, the last step one of them."""
-    return sorted({max(1, round(last * i / count)) for i in range(1, count + 1)})
+    """Even steps of at most `count` looks, as the trainer spaces its checkpoints, and the last step."""
+    step = math.ceil(last / count) if count else last + 1
+    return sorted({*range(step, last + 1, step), *([last] if count else [])})
 
 
 def losses(history: list[dict]) -> list[tuple[float, int]]:
@@ -105,7 +106,7 @@ class Answers(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """A run that goes on shows what was answered up to there."""
         looks = places(state.max_steps, self.count)
-        answered = max(2, state.max_steps * args.gradient_accumulation_steps // ANSWER_COST)
+        answered = max(1, state.max_steps * args.gradient_accumulation_steps // ANSWER_COST)
         self.steps = {0, *looks[:: -max(1, math.ceil(len(looks) / answered))]}
         known = read_json(self.store) if self.store.exists() else []
         self.shown = [look for look in known if look["step"] <= state.global_step]
@@ -154,7 +155,9 @@ class Answers(TrainerCallback):
                 f"{html.escape(look['answers'][i])}</pre>"
                 for look in reversed(looks)
             ]
-            lines.append(f"<tr><td>in the data<td><pre dir=auto>{html.escape(readable(wanted))}</pre></table>")
+            lines.append(
+                f"<tr><td>in the data<td><pre dir=auto>{html.escape(readable(wanted))}</pre></table>"
+            )
         with replace_file(self.page) as temporary:
             temporary.write_text("\n".join(lines), encoding="utf-8")
 

@@ -97,7 +97,7 @@ def arguments(
         "logging_nan_inf_filter": False,  # it would hide a lost loss behind the one before
         "disable_tqdm": True,
         "save_strategy": "steps",
-        "save_steps": 0.05,  # of all
+        "save_steps": 0.1,  # of all; where a run looks ten times, at these steps
         "save_total_limit": 2,
         "metric_for_best_model": "loss",  # held out: of the method's own loss, see `looks`
         "greater_is_better": False,

@@ -4,9 +4,15 @@ import math
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
+from datasets.table import InMemoryTable
 from peft import PeftModel
+from pyarrow import parquet
 from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
@@ -14,7 +20,7 @@ from stages.model import modeling
 from stages.model.scoring import Sequence, summed
 from stages.settings.params import Params
 from stages.training.looks import HELD_OUT, sampled
-from stages.training.run import arguments, load_rows
+from stages.training.run import arguments
 
 
 class AnswerTrainer(SFTTrainer):
@@ -70,6 +76,22 @@ class AnswerTrainer(SFTTrainer):
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
 
 
+def labelled(path: Path) -> Dataset:
+    """Formatted rows as the trainer takes them: input_ids, and labels of what is trained, -100 elsewhere."""
+    table = parquet.read_table(path, columns=["input_ids", "trained"]).combine_chunks()
+    ids = pc.list_flatten(table["input_ids"]).to_numpy()
+    ends = pc.list_value_length(table["input_ids"]).to_numpy().cumsum(dtype=np.int64)
+    labels = np.full(len(ids), -100, ids.dtype)
+    for start, own in zip([0, *ends], table["trained"].to_pylist()):
+        for first, last in zip(own[::2], own[1::2]):
+            labels[start + first : start + last] = ids[start + first : start + last]
+    columns = {
+        name: pa.LargeListArray.from_arrays([0, *ends], values)
+        for name, values in (("input_ids", ids), ("labels", labels))
+    }
+    return Dataset(InMemoryTable(pa.table(columns)))
+
+
 def spans(labels: list[int]) -> list[tuple[int, int]]:
     """Start and end of every run of trained tokens; the others' label is -100."""
     trained = [0, *(int(label != -100) for label in labels), 0]
@@ -92,7 +114,7 @@ def build(
         eos_token=tokenizer.eos_token,
         completion_only_loss=True,
     )
-    rows, held_out = (load_rows(path, ["prompt", "completion"]) for path in (data, data.with_name(HELD_OUT)))
+    rows, held_out = labelled(data), labelled(data.with_name(HELD_OUT))
     held_out = sampled(held_out, len(rows), epochs, params.sft.evaluations)
     with modeling.trained_in_fp32(model):
         return AnswerTrainer(
