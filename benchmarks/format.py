@@ -29,6 +29,7 @@ from pyarrow import parquet
 
 from stages import fetch
 from stages.gate import duplicates
+from stages.settings.files import sha256
 from stages.sources import catalog
 from stages.text import arabic, shingles
 
@@ -178,7 +179,7 @@ def stage_whole(rows: int, tokenizer: Path) -> None:
         manifest = {
             "model": "benchmark",
             "path": "models/base",
-            "files": {"tokenizer.json": {"size": tokenizer.stat().st_size}},
+            "files": {"tokenizer.json": {"size": tokenizer.stat().st_size, "sha256": sha256(tokenizer)}},
         }
         (folder / "models/base.json").write_text(json.dumps(manifest))
         kinds = generate(folder, rows)

@@ -128,8 +128,15 @@ def check(key: str, folder: Path, names: list[str]) -> None:
             f"{key}: {folder} lacks {', '.join(missing)}: a model needs its config, its tokenizer and "
             "safetensors weights"
         )
-    if (kind := read_json(folder / "config.json").get("model_type")) not in TESTED:
+    config = read_json(folder / "config.json")
+    if (kind := config.get("model_type")) not in TESTED:
         raise Problem(f"{key}: its architecture is {kind}: take a model of one of {', '.join(TESTED)}")
+    if cap := config.get("final_logit_softcapping"):
+        raise Problem(
+            f"{key}: its config.json caps logits (final_logit_softcapping: {cap}), which no loss here "
+            "does: take "
+            "another model"
+        )
 
 
 if __name__ == "__main__":

@@ -256,3 +256,20 @@ def test_a_gpu_with_more_free_memory_takes_larger_batches(monkeypatch):
 def test_what_cannot_be_scored_is_named(tokenizer, prompt, answer):
     with pytest.raises(Problem, match="cannot score"):
         scoring.choices(model("qwen3"), tokenizer, [(prompt, [answer])], "")
+
+
+def test_an_answer_that_is_tokenised_for_itself_is_no_start_of_a_text(tokenizer):
+    """As llama's and gemma's tokenizers mark one."""
+    from copy import deepcopy
+
+    from tokenizers.processors import TemplateProcessing
+
+    marking = deepcopy(tokenizer)
+    bos = marking.convert_ids_to_tokens(0)
+    marking.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, 0)]
+    )
+    pairs = [("السؤال:", " أ")]
+    (plain,), (marked,) = (scoring.encode(one, pairs, LONGEST, apart=True) for one in (tokenizer, marking))
+    assert marked.answer == plain.answer
+    assert marked.read == [0, *plain.read]

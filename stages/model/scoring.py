@@ -132,7 +132,8 @@ def encode(
     ids = dict(zip(prompts, tokenized(tokenizer, prompts)))
     sequences = []
     texts = [answer if apart else prompt + answer for prompt, answer in pairs]
-    for (prompt, answer), found in zip(pairs, tokenized(tokenizer, texts)):
+    # An answer that is tokenised for itself is no start of a text, which a tokenizer may mark (<bos>).
+    for (prompt, answer), found in zip(pairs, tokenized(tokenizer, texts, not apart)):
         start, end = ids[prompt], found if apart else found[len(ids[prompt]) :]
         if not start or not 0 < len(end) <= longest:
             raise Problem(
@@ -143,9 +144,12 @@ def encode(
     return sequences
 
 
-def tokenized(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[list[int]]:
+def tokenized(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = True
+) -> Iterator[list[int]]:
     for start in range(0, len(texts), TEXTS):
-        yield from tokenizer(texts[start : start + TEXTS], return_attention_mask=False)["input_ids"]
+        part = texts[start : start + TEXTS]
+        yield from tokenizer(part, return_attention_mask=False, add_special_tokens=special)["input_ids"]
 
 
 # --- rows ---------------------------------------------------------------------------------------------------
