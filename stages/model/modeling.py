@@ -168,8 +168,6 @@ def save_checkpoint(trainer: Trainer, folder: Path, provenance: dict) -> None:
     """Write weights, tokenizer and provenance.json, whole or not at all. No paths of this machine, no
     pickles.
     """
-    # Sharded weights are gathered by all processes; one of them writes.
-    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if not trainer.is_world_process_zero():
         return
     model, tokenizer, base = (
@@ -183,7 +181,7 @@ def save_checkpoint(trainer: Trainer, folder: Path, provenance: dict) -> None:
         config.target_modules = sorted(config.target_modules)  # a set: its order would change from run to run
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     with replace_folder(folder) as temporary:
-        model.save_pretrained(temporary, state_dict=state)
+        model.save_pretrained(temporary)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         tokenizer.save_pretrained(temporary)
         write_json(temporary / "provenance.json", provenance)
