@@ -27,6 +27,8 @@ def require(name: str) -> None:
     """
     params = read()  # the whole file: as with the memory plan, what only checks is no dependency
     require_whole_models()
+    if name != "evaluate" and (why := memory.unplanned(params.chosen_model.weights)):
+        print(f"{name}: the memory of {params.model} is {why}", flush=True)
     if not torch.cuda.is_available():
         if params.chosen_model.weights.repo and not params.hardware.cpu:
             raise Problem(
