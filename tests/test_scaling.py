@@ -74,7 +74,7 @@ def test_a_launch_with_fsdp_is_refused_in_one_line(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as accelerate launch sets it
     for name in ("sft", "dpo"):
-        with pytest.raises(Problem, match="launched with FSDP, which no stage is made for.*ddp.yaml"):
+        with pytest.raises(Problem, match=r"launched with FSDP, which no stage is made for.*ddp\.yaml"):
             device.require(name)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     device.require("sft")

@@ -54,7 +54,7 @@ def no_gpu() -> str:
 
 
 def require_whole_models() -> None:
-    """A stage loads, asks and saves a whole model in every process; FSDP would spread its weights over them."""
+    """A stage loads, asks and saves a whole model in every process; FSDP would spread its weights."""
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1"):
         raise Problem(
             "this was launched with FSDP, which no stage is made for: launch with a whole model on each GPU "

@@ -37,8 +37,8 @@ REFERENCE_TOKENS = 4096  # of a no-grad batch of reference log-probabilities; a 
 class Shape:
     """The sizes of a causal model of one of ARCHITECTURES, which differ in no more than the last four.
 
-    Qwen2 has biases on q, k and v; Qwen3 and Gemma 3 have a norm on q and k; Gemma 3 norms what attention and
-    MLP give, too, and its layers see all that is before them or a window of it, each kind by a mask of its own.
+    Qwen2 has biases on q, k and v; Qwen3 and Gemma 3 have a norm on q and k. Gemma 3 norms what attention and
+    MLP give, too, and its layers see all that is before them or a window of it: two kinds of masks.
     """
 
     hidden: int
@@ -468,9 +468,13 @@ def inference(shape: Shape, quantization: str, dtype: str, length: int) -> dict[
 
 def runs(params: Params) -> list[Run]:
     """The training runs ahead of the chosen model; none where its shape is not known yet."""
-    passes = {"sft": None, "dpo": params.method, **{f"refine-{item}": item for item in params.refine}}
-    found = [run_of(params, params.model, stage, method) for stage, method in passes.items()]
+    found = [run_of(params, params.model, stage, method) for stage, method in passes(params).items()]
     return [run for run in found if run]
+
+
+def passes(params: Params) -> dict[str, str | None]:
+    """The training stages ahead, and the method of each."""
+    return {"sft": None, "dpo": params.method, **{f"refine-{item}": item for item in params.refine}}
 
 
 def run_of(params: Params, name: str, stage: str, method: str | None) -> Run | None:
