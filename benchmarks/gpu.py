@@ -17,8 +17,8 @@ and leaves out what the minutes left do not allow; --only does again what it nam
     generation   tokens a second of greedy answers
     resume       a stage that was killed by SIGKILL and went on, beside one that was not
 
-The first step of a trainer is not timed: it compiles. --tiny runs the same code with tiny shapes, on a CPU too:
-there the allocator has nothing to say, and kernels that need CUDA are left out.
+The first step of a trainer is not timed: it compiles. --tiny runs the same code with tiny shapes, on a CPU,
+too: there the allocator has nothing to say, and kernels that need CUDA are left out.
 """
 
 import argparse
@@ -247,7 +247,7 @@ def now() -> float:
 
 
 def project(name: str, tiny: bool, accumulation: int = 1, markers: bool = False, layers: int = 0) -> Params:
-    """A project in the current folder whose base has a preset's shape and nano's tokenizer, and no weights."""
+    """A project in the current folder, whose base has a preset's shape, nano's tokenizer and no weights."""
     import torch
     from ruamel.yaml import YAML
     from transformers import AutoTokenizer
@@ -303,9 +303,7 @@ def config_of(shape: Shape) -> "PretrainedConfig":
 
 
 def make_base(weights: Weights, folder: Path | None = None) -> "PreTrainedModel":
-    """What modeling.load_base would load, made on the device layer by layer, so that no more is held at any time
-    than while loading.
-    """
+    """What modeling.load_base would load, made on the device layer by layer, as it is loaded."""
     import torch
     from accelerate import init_empty_weights
     from bitsandbytes.nn import Linear4bit, Params4bit
@@ -342,7 +340,7 @@ def make_base(weights: Weights, folder: Path | None = None) -> "PreTrainedModel"
 
 
 def write_rows(params: Params, rows: int, pairs: int, tokens: int = 0) -> None:
-    """Rows as `format` writes them, with the lengths of instruction data, or all nearly as long as `tokens`."""
+    """Rows as `format` writes them, with lengths of instruction data, or all nearly as long as `tokens`."""
     from stages.model import modeling
 
     folder = Path("models/random")
@@ -378,7 +376,7 @@ def save(trainer: "Trainer", params: Params) -> None:
 
 
 def peak(name: str, tiny: bool, markers: bool = False) -> dict:
-    """Of sft and dpo: GB that the allocator gave out at most and those it reserved, beside the plan without CUDA's
+    """Of sft and dpo: the most GB that the allocator gave out, and reserved, beside the plan without CUDA's
     context; and whether dpo begins where its reference stands.
     """
     params = project(name, tiny, ACCUMULATION, markers)
@@ -565,8 +563,8 @@ def pack(model: "PreTrainedModel", kernel: str) -> tuple[dict, list["Tensor"]]:
 
 
 def packed(kernel: str, tiny: bool) -> dict:
-    """The largest difference of a token's log-probability, in nats, between a pack and its documents alone (by
-    sdpa, each a row of its own); and what it would be if the documents saw each other.
+    """The largest difference of a token's log-probability, in nats, between a pack and its documents alone,
+    each a row of its own, by sdpa; and what it would be if the documents saw each other.
     """
     import torch
 

@@ -27,7 +27,7 @@ from trl.kernels import chunked_logprob
 from trl.trainer import utils
 from trl.trainer.utils import add_fused_lm_head
 
-from stages.model.modeling import for_trl
+from stages.model.rows import train_rows
 from stages.settings.memory import Run, Shape
 from stages.settings.params import Lora
 
@@ -116,7 +116,7 @@ def model_of(run: Run) -> PreTrainedModel:
     if run.lora:
         tables = ["embed_tokens"] if run.shape.tied else ["embed_tokens", "lm_head"]
         rows = {name: [1, 2] for name in tables} if run.token_rows else None
-        model = for_trl(get_peft_model(model, adapter_of(run.lora, rows)))
+        model = train_rows(get_peft_model(model, adapter_of(run.lora, rows)))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

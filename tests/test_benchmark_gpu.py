@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_everything_is_measured_and_a_second_run_has_nothing_left(tmp_path):
 def by_document(query, key, value, ends, longest, scale):
     """What torch's varlen attention promises, on a CPU; [tokens, heads, width]."""
     found = []
-    for start, end in zip(ends[:-1], ends[1:]):
+    for start, end in pairwise(ends):
         states = (states[start:end].transpose(0, 1)[None] for states in (query, key, value))
         own = scaled_dot_product_attention(*states, is_causal=True, scale=scale, enable_gqa=True)
         assert end - start <= longest

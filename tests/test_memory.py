@@ -193,10 +193,11 @@ def test_the_tile_is_that_of_trl():
 
 @pytest.mark.parametrize("tile", [64, 8192])
 @pytest.mark.parametrize("case", ["16 bit", "nf4", "fp32"])
-def test_the_reference_pass(on_a_gpu, monkeypatch, case, tile):
+@pytest.mark.parametrize("token_rows", [True, False])
+def test_the_reference_pass(on_a_gpu, monkeypatch, case, tile, token_rows):
     set_tile(monkeypatch, tile)
     monkeypatch.setattr(memory, "REFERENCE_TOKENS", 512)
-    run = replace(RUN, **CASES[case])
+    run = replace(RUN, token_rows=token_rows, **CASES[case])
     assert memory.reference_bytes(run) == pytest.approx(memory_probe.no_grad_pass(run), rel=0.1)
 
 

@@ -2,8 +2,8 @@
 
 Training and scoring: floating-point operations over a share of what the card's tensor cores can do.
 Generation reads all weights and the cache for each token of a batch, so a share of its memory bandwidth
-counts, and never less than what Python needs to start the kernels of a step. The shares are a judgement, hence
-all times are ranges: `python -m benchmarks.gpu` measures tokens a second.
+counts, and never less than what Python needs to start the kernels of a step. The shares are a judgement, so
+times are ranges: `python -m benchmarks.gpu` measures tokens a second.
 """
 
 from collections.abc import Iterator

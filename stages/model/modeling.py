@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from peft.utils.other import TrainableTokensWrapper
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,6 +24,7 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 
 from stages.model.device import compute_dtype
+from stages.model.rows import train_rows
 from stages.settings import manifest
 from stages.settings.errors import Problem
 from stages.settings.files import read_json, replace_folder, sha256, write_json
@@ -109,15 +109,7 @@ def load_checkpoint(
     check_origin(folder, weights)
     if not (folder / "adapter_config.json").exists():
         return load_base(weights, folder)
-    return for_trl(PeftModel.from_pretrained(load_base(weights), folder, is_trainable=trainable))
-
-
-def for_trl(model: PeftModel) -> PeftModel:
-    """TRL's fused LM head reads the head's bias, which PEFT's wrapper around trained rows does not have."""
-    head = model.get_output_embeddings()
-    if isinstance(head, TrainableTokensWrapper):
-        head.bias = getattr(head.original_module, "bias", None)
-    return model
+    return train_rows(PeftModel.from_pretrained(load_base(weights), folder, is_trainable=trainable))
 
 
 def trained() -> list[str]:

@@ -370,20 +370,19 @@ def logprob_bytes(run: Run) -> float:
 
     Per token the fp32 input of the final norm, its output and a copy of that. Beside them either what
     autocast has cast (end of the forward pass), or the fp32 gradient per token and of a trained LM head, with
-    a 16-bit chunk of it. Of a head of which some rows are trained PEFT makes a copy, and TRL the gradient of
-    all rows, which it casts at the end.
+    a 16-bit chunk of it. Of a head of which some rows are trained PEFT makes a copy.
     """
     hidden, width = run.shape.hidden, run.width
     tile = min(run.tokens, TILE[0]) * TILE[1] * width
     head = 0
-    if not run.lora or run.token_rows:
-        cast = width * (width < FLOAT32)
-        table = run.shape.vocabulary * hidden
-        head = FLOAT32 * table + ((width + cast) * table if run.lora else cast * TILE[1] * hidden)
+    if not run.lora:
+        head = FLOAT32 * run.shape.vocabulary * hidden + (TILE[1] * hidden * width if width < FLOAT32 else 0)
     copies = copied_parameters(run) * width if run.checkpointing else 0
+    rows = width * (run.shape.vocabulary + run.tokens) * hidden if run.token_rows else 0
     return (
         run.tokens * hidden * (FLOAT32 + 2 * run.residual)
         + tile
+        + rows
         + max(copies, run.tokens * hidden * FLOAT32 + head)
     )
 
@@ -408,6 +407,7 @@ def reference_bytes(run: Run) -> float:
     buffer = width * shape.largest_linear if run.quantization == "nf4" else 0
     layer = tokens * 4 * value * shape.intermediate + buffer + dora_bytes(run)
     head = tokens * shape.hidden * run.residual + min(tokens, TILE[0]) * TILE[1] * width
+    head += shape.vocabulary * shape.hidden * width * run.token_rows
     states = tokens * ((4 * run.residual + FLOAT32 * run.casts) * shape.hidden + run.length * MASK)
     return max(layer, head) + states + copied_parameters(run) * width
 
