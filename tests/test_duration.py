@@ -52,9 +52,12 @@ def test_times_come_from_the_rows_at_hand_and_grow_with_the_model(workspace, mon
     ]  # fmt: skip
     for one, other in zip(small, large):
         assert one.basis == other.basis
-        fast, slow = duration.seconds(one, params, "qwen3-1_7b", duration.CARDS["RTX 3060"])
-        assert 0 < fast < slow < duration.seconds(other, params, "qwen2_5-7b", duration.CARDS["RTX 3060"])[1]
-        assert duration.seconds(one, params, "qwen3-1_7b", duration.CARDS["H100"])[0] < fast
+        (fast, slow), answers = duration.seconds(one, params, "qwen3-1_7b", duration.CARDS["RTX 3060"])
+        (_, slower), _ = duration.seconds(other, params, "qwen2_5-7b", duration.CARDS["RTX 3060"])
+        assert 0 < fast < slow < slower
+        assert duration.seconds(one, params, "qwen3-1_7b", duration.CARDS["H100"])[0][0] < fast
+        assert (answers[1] > 0) == one.stage.startswith("evaluate")
+        assert answers[1] < slow
     assert memory.passes(params) == {"sft": None, "dpo": "dpo"}
 
 

@@ -20,6 +20,7 @@ from stages.settings.errors import Problem
 from stages.settings.params import Weights
 from stages.settings.reader import read
 from stages.sources import markers
+from stages.training import supervised
 from tests.conftest import ROOT, Workspace
 from tests.test_scoring import KINDS, model
 from tools.export import merge
@@ -95,6 +96,23 @@ def test_the_preference_stage_starts_at_the_policy_with_its_rows(inside):
     assert facts["start_loss"] == pytest.approx(math.log(2), abs=1e-4)
     first, last = (load_file(f"models/{name}/adapter_model.safetensors")[DELTA] for name in ("sft", "dpo"))
     assert not torch.equal(first, last)
+
+
+def test_trls_own_loss_trains_the_rows_as_ours_does(inside):
+    """Ours is for a CPU; on a GPU it is TRL's, whose LM head sees the rows as constants."""
+    params = read()
+    losses = []
+    for ours in (True, False):
+        trainer = supervised.build(params, sft.start(params), sft.DATA, 1, 1e-4)
+        batch = next(iter(trainer.get_train_dataloader()))
+        count = (batch["labels"][:, 1:] != -100).sum()
+        compute = trainer.compute_loss if ours else super(type(trainer), trainer).compute_loss
+        loss = compute(trainer.model.train(), batch, num_items_in_batch=count)
+        loss.backward()
+        (rows,) = (one for name, one in trainer.model.named_parameters() if "trainable_tokens_delta" in name)
+        losses.append((loss.detach(), rows.grad))
+    assert losses[0][1].abs().max() > 1e-4
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-6, rtol=1e-3)
 
 
 def config(tied: bool) -> Qwen2Config:

@@ -213,24 +213,40 @@ def described(rows: Rows, noun: str) -> str:
 # --- times --------------------------------------------------------------------------------------------------
 
 
-def seconds(work: Work, params: Params, name: str, card: Card) -> tuple[float, float]:
-    """The fast and the slow end."""
-    weights = params.models[name].weights
-    shape = memory.shape_of(weights)
-    shares = SHARE_NF4 if weights.quantization == "nf4" else SHARE
-    width = BYTES[weights.dtype]
-    held = memory.weights_bytes(shape, weights.quantization, width)
-    ends = []
-    for share, step, until in zip(shares, STEP, (ANSWER, 1)):
-        found = work.operations / (share * card.tflops * TERA)
+@dataclass(frozen=True)
+class Speed:
+    """One end of a range: what is used of a card, and how long a decoding step and an answer are."""
+
+    card: Card
+    share: float
+    step: float
+    until: float  # of the most new tokens
+
+    def computing(self, operations: float) -> float:
+        """Seconds."""
+        return operations / (self.share * self.card.tflops * TERA)
+
+    def answering(self, work: Work, shape: Shape, held: float, width: int) -> float:
+        """Seconds. `held` are bytes of weights, `width` those of a value of the cache."""
+        found = 0.0
         for rows, prompt, most in work.generated:
             batch = max(1, min(rows, int(BATCH // (prompt + most))))
             cache = batch * (prompt + most) * 2 * shape.layers * shape.key_value * width
-            at_a_time = max(step, (held + cache) / (share * card.bandwidth * GIGA))
-            found += -(-rows // batch) * most * until * at_a_time
-            found += forward(shape, rows * prompt, prompt, rows) / (share * card.tflops * TERA)
-        ends.append(found)
-    return ends[0], ends[1]
+            step = max(self.step, (held + cache) / (self.share * self.card.bandwidth * GIGA))
+            found += -(-rows // batch) * most * self.until * step
+            found += self.computing(forward(shape, rows * prompt, prompt, rows))
+        return found
+
+
+def seconds(work: Work, params: Params, name: str, card: Card) -> tuple[list[float], list[float]]:
+    """The fast and the slow end: of all, and of the answers in it."""
+    weights = params.models[name].weights
+    shape, width = memory.shape_of(weights), BYTES[weights.dtype]
+    shares = SHARE_NF4 if weights.quantization == "nf4" else SHARE
+    held = memory.weights_bytes(shape, weights.quantization, width)
+    speeds = [Speed(card, *ends) for ends in zip(shares, STEP, (ANSWER, 1))]
+    answers = [speed.answering(work, shape, held, width) for speed in speeds]
+    return [speed.computing(work.operations) + own for speed, own in zip(speeds, answers)], answers
 
 
 def shown(fast: float, slow: float) -> str:
@@ -255,6 +271,8 @@ def table(params: Params, names: list[str], card: str) -> Iterator[list[str]]:
     for name in names:
         times = []
         for work in works(params, name):
-            times.append(seconds(work, params, name, CARDS[card]))
-            yield [name, work.stage, work.basis, shown(*times[-1])]
+            time, answers = seconds(work, params, name, CARDS[card])
+            times.append(time)
+            part = f", of it answers {shown(*answers)}" if work.generated else ""
+            yield [name, work.stage, work.basis, shown(*time) + part]
         yield [name, "all of them", "", shown(*map(sum, zip(*times)))]
