@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PIP := python -m pip install --disable-pip-version-check
 TEST := pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: repro test test-all lint
+.PHONY: repro test test-all lint gpu
 
 repro: .venv/ready
 	dvc repro
@@ -21,6 +21,9 @@ test-all: .venv/tests
 lint: .venv/tests
 	ruff check .
 	ruff format --check .
+
+gpu: .venv/ready # what only a GPU can show, in eight minutes: docs/hardware.md
+	python -m benchmarks.gpu
 
 .venv/ready: requirements.txt constraints.txt
 	@$(PYTHON) tools/preflight.py

@@ -41,10 +41,8 @@ def main() -> None:
             f"base: {params.model}, {len(files)} files, "
             f"{sum(f['size'] for f in files.values()) / 1e6:,.1f} MB"
         )
-        if not memory.shape_of(params.chosen_model.weights):
-            print(
-                "      its architecture is not in the memory plan: whether it fits shows at the first steps"
-            )
+        if why := memory.unplanned(params.chosen_model.weights):
+            print(f"      its memory is {why}: whether it fits shows at the first steps")
         if "untrained" in vocabulary:
             print(
                 f"      {', '.join(vocabulary['untrained'])}: its pretraining never used them, so sft trains "

@@ -9,6 +9,7 @@ python -m stages.check preferences    that the preference stage will have pairs
 
 from pathlib import Path
 
+from stages.settings import memory
 from stages.settings.errors import Problem, one_line_errors
 from stages.settings.files import replace_file
 from stages.settings.params import ROLES, Params
@@ -23,6 +24,8 @@ def main(item: str) -> None:
     with one_line_errors():
         params = read()
         if item == "params":
+            if why := memory.unplanned(params.chosen_model.weights):
+                print(f"check: the memory of {params.model} is {why}")
             for role in ROLES:
                 require_adapters(params, role)
                 if role != "preferences":

@@ -36,6 +36,7 @@ def start(params: Params) -> "PreTrainedModel | PeftModel":
     from transformers import set_seed
 
     from stages.model import modeling
+    from stages.model.rows import train_rows
 
     model = modeling.load_base(params.chosen_model.weights)
     set_seed(params.seed)  # an adapter's first weights are random
@@ -44,7 +45,7 @@ def start(params: Params) -> "PreTrainedModel | PeftModel":
         return model  # all rows are trained
     rows = token_rows(model, params)
     config = LoraConfig(task_type="CAUSAL_LM", **adapter(lora), trainable_token_indices=rows or None)
-    return modeling.for_trl(get_peft_model(model, config))
+    return train_rows(get_peft_model(model, config))
 
 
 def token_rows(model: "PreTrainedModel", params: Params) -> dict[str, list[int]]:

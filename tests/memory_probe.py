@@ -14,11 +14,20 @@ from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 from trl.trainer.utils import add_fused_lm_head
 
+from stages.model.rows import train_rows
 from stages.settings.memory import Run, Shape
 from stages.settings.params import Lora
 
@@ -75,16 +84,26 @@ def config_of(shape: Shape) -> PretrainedConfig:
         "vocab_size": shape.vocabulary,
         "tie_word_embeddings": shape.tied,
     }
-    return (Qwen3Config if shape.qk_norm else Qwen2Config)(**sizes, attn_implementation="sdpa")
+    if shape.masks == 2:
+        kinds = ["sliding_attention"] * (shape.layers - 1) + ["full_attention"]
+        sizes |= {"layer_types": kinds, "query_pre_attn_scalar": shape.head_dim}
+    return kind_of(shape)(**sizes, attn_implementation="sdpa")
 
 
-def adapter_of(lora: Lora) -> LoraConfig:
+def kind_of(shape: Shape) -> type[PretrainedConfig]:
+    if shape.qk_norm:
+        return Gemma3TextConfig if shape.norms == 4 else Qwen3Config
+    return Qwen2Config if shape.attention_bias else LlamaConfig
+
+
+def adapter_of(lora: Lora, token_rows: dict[str, list[int]] | None = None) -> LoraConfig:
     return LoraConfig(
         r=lora.r,
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
         use_dora=lora.dora,
         task_type="CAUSAL_LM",
+        trainable_token_indices=token_rows,
     )
 
 
@@ -95,7 +114,9 @@ def model_of(run: Run) -> PreTrainedModel:
         quantise(model, getattr(torch, run.dtype))
     add_fused_lm_head(model)
     if run.lora:
-        model = get_peft_model(model, adapter_of(run.lora))
+        tables = ["embed_tokens"] if run.shape.tied else ["embed_tokens", "lm_head"]
+        rows = {name: [1, 2] for name in tables} if run.token_rows else None
+        model = train_rows(get_peft_model(model, adapter_of(run.lora, rows)))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

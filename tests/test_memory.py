@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
+from stages.base import TESTED
 from stages.settings import memory, params, reader
 from stages.settings.errors import Problem
 from stages.settings.memory import GB, SHAPES, Run, Shape
@@ -28,6 +29,8 @@ from tests.conftest import ROOT
 LORA = Lora(r=16, alpha=32, dropout=0.05, targets="all-linear", rslora=False, dora=False)
 QWEN2 = Shape(128, 2, 680, 4, 2, 32, 8192, tied=True, attention_bias=True, qk_norm=False)
 QWEN3 = Shape(128, 2, 384, 4, 2, 64, 8192, tied=False, attention_bias=False, qk_norm=True)
+LLAMA = Shape(128, 2, 512, 4, 2, 32, 8192, tied=False, attention_bias=False, qk_norm=False)
+GEMMA3 = Shape(256, 2, 1024, 4, 1, 32, 8192, tied=True, attention_bias=False, qk_norm=True, norms=4, masks=2)
 # Shapes in which the layers are the largest phase; for the log-probabilities the tile is made as wide as the
 # vocabulary.
 RUN = Run("sft", "models.m.sft", QWEN2, "none", "bfloat16", LORA, "adamw", True, 2, 1, 256)
@@ -52,7 +55,7 @@ def kept_and_working(run: Run) -> tuple[float, float]:
 # --- what is held all the time ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [*SHAPES.values(), QWEN2, QWEN3])
+@pytest.mark.parametrize("shape", [*SHAPES.values(), QWEN2, QWEN3, LLAMA, GEMMA3])
 def test_parameters_are_those_of_transformers(shape):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(memory_probe.config_of(shape))
@@ -139,7 +142,10 @@ CASES = {
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize(
     ("case", "shape"),
-    [*((case, QWEN2) for case in CASES), *((case, QWEN3) for case in ("16 bit", "nf4", "whole"))],
+    [
+        *((case, QWEN2) for case in CASES),
+        *((case, shape) for shape in (QWEN3, LLAMA, GEMMA3) for case in ("16 bit", "nf4", "whole")),
+    ],
 )
 def test_a_step_keeps_and_needs_what_the_plan_says(on_a_gpu, case, shape, checkpointing):
     run = replace(RUN, shape=shape, checkpointing=checkpointing, **CASES[case])
@@ -162,6 +168,16 @@ def test_the_log_probabilities_need_one_tile_and_never_the_whole_logits(on_a_gpu
 
 
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("case", ["16 bit", "nf4", "fp32"])
+def test_trained_rows_of_the_vocabulary(on_a_gpu, monkeypatch, case, tied):
+    set_tile(monkeypatch, 8192)
+    shape = replace(QWEN2, intermediate=128, vocabulary=32768, tied=tied)
+    run = replace(RUN, shape=shape, token_rows=True, **CASES[case])
+    _, peak = memory_probe.step(run)
+    assert kept_and_working(run)[1] == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.parametrize("tied", [True, False])
 def test_a_whole_model_ends_in_the_gradient_of_its_embedding(on_a_gpu, tied):
     run = replace(
         RUN, lora=None, batch_size=1, shape=replace(QWEN2, intermediate=128, vocabulary=32768, tied=tied)
@@ -177,15 +193,16 @@ def test_the_tile_is_that_of_trl():
 
 @pytest.mark.parametrize("tile", [64, 8192])
 @pytest.mark.parametrize("case", ["16 bit", "nf4", "fp32"])
-def test_the_reference_pass(on_a_gpu, monkeypatch, case, tile):
+@pytest.mark.parametrize("token_rows", [True, False])
+def test_the_reference_pass(on_a_gpu, monkeypatch, case, tile, token_rows):
     set_tile(monkeypatch, tile)
     monkeypatch.setattr(memory, "REFERENCE_TOKENS", 512)
-    run = replace(RUN, **CASES[case])
+    run = replace(RUN, token_rows=token_rows, **CASES[case])
     assert memory.reference_bytes(run) == pytest.approx(memory_probe.no_grad_pass(run), rel=0.1)
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-@pytest.mark.parametrize("shape", [QWEN2, QWEN3], ids=["qwen2", "qwen3"])
+@pytest.mark.parametrize("shape", [QWEN2, QWEN3, LLAMA, GEMMA3], ids=["qwen2", "qwen3", "llama", "gemma3"])
 def test_generation(shape, quantization):
     run = replace(RUN, shape=shape, quantization=quantization, length=512)
     cache, peak = memory_probe.prefill(run)
@@ -194,12 +211,28 @@ def test_generation(shape, quantization):
     assert cache + found["forward of one layer"] == pytest.approx(peak, rel=0.1)
 
 
+OTHERS = {
+    "Llama 3.2 1B": Shape(2048, 16, 8192, 32, 8, 64, 128256, True, False, False),
+    "Gemma 3 270M": Shape(640, 18, 2048, 4, 1, 256, 262144, True, False, True, norms=4, masks=2),
+    "Gemma 3 1B": Shape(1152, 26, 6912, 4, 1, 256, 262144, True, False, True, norms=4, masks=2),
+}
+
+
+def test_what_base_lets_in_is_planned():
+    assert set(memory.ARCHITECTURES) == set(TESTED)
+
+
 @pytest.mark.parametrize("case", ["16 bit", "16 bit, DoRA", "nf4"])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", [*SHAPES, *OTHERS])
 def test_a_step_at_the_published_widths(monkeypatch, name, case):
     """One pair of 2,048 tokens through two layers, in tensors without values."""
     run = replace(
-        RUN, shape=replace(SHAPES[name], layers=2), batch_size=1, rows=2, length=2048, **CASES[case]
+        RUN,
+        shape=replace((SHAPES | OTHERS)[name], layers=2),
+        batch_size=1,
+        rows=2,
+        length=2048,
+        **CASES[case],
     )
     memory_probe.as_on_a_gpu(monkeypatch)
     monkeypatch.setattr(utils, "_use_triton", lambda device: False)  # which positions are trained is a value
@@ -208,7 +241,7 @@ def test_a_step_at_the_published_widths(monkeypatch, name, case):
     )  # PEFT's moves to where the tensors are already
     with FakeTensorMode(allow_non_fake_inputs=True):
         _, peak = memory_probe.step(run)
-    assert kept_and_working(run)[1] == pytest.approx(peak, rel=0.05)
+    assert kept_and_working(run)[1] == pytest.approx(peak, rel=0.05 if name in SHAPES else 0.1)
 
 
 # --- the plan -----------------------------------------------------------------------------------------------
@@ -353,6 +386,7 @@ def test_an_unknown_shape_is_not_planned_until_it_is_fetched(tmp_path, monkeypat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     asked = params.Weights(repo="me/mine", revision="main", quantization="none", dtype="bfloat16")
     assert memory.shape_of(asked) is None
+    assert memory.unplanned(asked) == "not planned before its config.json is there (me/mine)"
     config = tmp_path / "models--me--mine/snapshots/0a1b/config.json"
     config.parent.mkdir(parents=True)
     config.write_text(memory_probe.config_of(QWEN3).to_json_string(use_diff=False), encoding="utf-8")
@@ -366,6 +400,7 @@ def test_an_unknown_shape_is_not_planned_until_it_is_fetched(tmp_path, monkeypat
     (tmp_path / "models/base.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert memory.shape_of(asked) == QWEN3
     assert memory.shape_of(asked.model_copy(update={"repo": "me/other"})) is None
+    assert memory.unplanned(asked) == ""
     config.write_text("{}", encoding="utf-8")  # not the file that was fetched
     assert memory.shape_of(asked) is None
 
@@ -373,8 +408,11 @@ def test_an_unknown_shape_is_not_planned_until_it_is_fetched(tmp_path, monkeypat
 def test_the_shape_of_a_local_model(tmp_path):
     asked = params.Weights(path=str(tmp_path), quantization="none", dtype="bfloat16")
     assert memory.shape_of(asked) is None
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mixtral"}), encoding="utf-8")
     assert memory.shape_of(asked) is None
+    assert memory.unplanned(asked).startswith(
+        "not planned: its architecture is mixtral, and the plan knows qwen2"
+    )
     nano = reader.read(ROOT / "params.yaml").models["nano"].weights
     assert memory.shape_of(nano.model_copy(update={"path": str(ROOT / nano.path)})).parameters == 2_263_104
 

@@ -9,6 +9,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
+from stages.model import device
 from stages.settings.errors import Problem
 from stages.settings.reader import read
 from stages.training.run import shared
@@ -66,20 +67,17 @@ def test_accumulation_that_processes_cannot_share_is_refused(monkeypatch):
 def test_a_configuration_is_accepted_by_accelerate(path):
     config = load_config_from_file(str(path))
     assert config.num_processes == {"single": 1}.get(path.stem, 2)
-    assert config.distributed_type.value == {"single": "NO", "fsdp2": "FSDP"}.get(path.stem, "MULTI_GPU")
+    assert config.distributed_type.value == {"single": "NO"}.get(path.stem, "MULTI_GPU")
 
 
-def test_the_fsdp_configuration_shards_in_version_2(monkeypatch):
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_multi_gpu_env
-
-    config = str(ROOT / "workflows/accelerate/fsdp2.yaml")
-    arguments = launch_command_parser().parse_args(["--config_file", config, "-m", "stages.sft"])
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    arguments, _, _ = _validate_launch_command(arguments)
-    environment = prepare_multi_gpu_env(arguments)
-    assert (environment["ACCELERATE_USE_FSDP"], environment["FSDP_VERSION"]) == ("true", "2")
-    assert environment["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+def test_a_launch_with_fsdp_is_refused_in_one_line(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as accelerate launch sets it
+    for name in ("sft", "dpo"):
+        with pytest.raises(Problem, match=r"launched with FSDP, which no stage is made for.*ddp\.yaml"):
+            device.require(name)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    device.require("sft")
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
-"""What training needs on the GPU, predicted for every model, stage and length, and what fits.
+"""What training needs on the GPU, predicted for every model, stage and length, and what fits; or how long the
+stages take on a card, with the rows that `format` has written.
 
 python -m tools.plan [--length 512 1024 2048] [--vram 12] [--model qwen2_5-7b] [--stage sft] [--weights nf4]
     [--markdown | --parts]
+python -m tools.plan --card "RTX 3060" [--model qwen2_5-7b] [--markdown]
 """
 
 import argparse
@@ -10,9 +12,12 @@ from dataclasses import replace
 
 from stages.settings import memory
 from stages.settings.errors import one_line_errors
+from stages.settings.files import read_json
+from stages.settings.manifest import MANIFEST
 from stages.settings.memory import GB, Run
 from stages.settings.params import Params
 from stages.settings.reader import read
+from tools import duration
 
 STAGES = {"sft": None, "dpo": "dpo", "kto": "kto"}  # and the method of each
 HEADER = [
@@ -30,7 +35,6 @@ HEADER = [
 def main() -> None:
     with one_line_errors():
         params = read()
-    known = [name for name, model in params.models.items() if memory.shape_of(model.weights)]
     parser = argparse.ArgumentParser(
         "python -m tools.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,7 +42,7 @@ def main() -> None:
         "--length", type=int, nargs="+", default=[512, 1024, 2048], help="tokens of a sequence"
     )
     parser.add_argument("--vram", type=float, default=params.hardware.vram_gb, help="GB of the GPU")
-    parser.add_argument("--model", nargs="+", choices=known, default=known)
+    parser.add_argument("--model", nargs="+", choices=list(params.models), default=list(params.models))
     parser.add_argument("--stage", nargs="+", choices=[*STAGES, "inference"], default=[*STAGES, "inference"])
     parser.add_argument(
         "--weights", nargs="+", choices=["none", "nf4"], help="how they are quantised; as configured"
@@ -50,9 +54,31 @@ def main() -> None:
         action="store_true",
         help="the parts of each sum, at the smallest batch and the configured weights",
     )
+    parser.add_argument("--card", choices=list(duration.CARDS), help="times on it instead of memory")
     asked = parser.parse_args()
+    if asked.card and asked.model == list(params.models):
+        asked.model = [params.model]
+    for name in list(asked.model):
+        if why := memory.unplanned(params.models[name].weights):
+            print(f"{name}: {why}")
+            asked.model.remove(name)
+    if asked.card:
+        print_times(params, asked)
+        return
     for table in parts(params, asked) if asked.parts else [[HEADER, *rows(params, asked)]]:
         print((markdown if asked.markdown else aligned)(table), end="\n\n" if asked.parts else "\n")
+
+
+def print_times(params: Params, asked: argparse.Namespace) -> None:
+    card, (fast, slow), (fast4, slow4) = duration.CARDS[asked.card], duration.SHARE, duration.SHARE_NF4
+    with one_line_errors():
+        found = list(duration.table(params, asked.model, asked.card))
+        print(
+            f"Computed, not measured, from the rows that were formatted for {read_json(MANIFEST)['model']}.\n"
+            f"{asked.card}: {card.tflops:g} TFLOPS in bfloat16, {card.bandwidth:g} GB/s ({card.source});\n"
+            f"{slow:.0%} to {fast:.0%} are taken to be used; with 4-bit weights {slow4:.0%} to {fast4:.0%}.\n"
+        )
+    print((markdown if asked.markdown else aligned)(found))
 
 
 def rows(params: Params, asked: argparse.Namespace) -> Iterator[list[str]]:

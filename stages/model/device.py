@@ -26,6 +26,9 @@ def require(name: str) -> None:
     trains nothing) would fail on this machine, or take days.
     """
     params = read()  # the whole file: as with the memory plan, what only checks is no dependency
+    require_whole_models()
+    if name != "evaluate" and (why := memory.unplanned(params.chosen_model.weights)):
+        print(f"{name}: the memory of {params.model} is {why}", flush=True)
     if not torch.cuda.is_available():
         if params.chosen_model.weights.repo and not params.hardware.cpu:
             raise Problem(
@@ -48,6 +51,15 @@ def no_gpu() -> str:
     except RuntimeError as error:
         return f"PyTorch says: {' '.join(str(error).split())}"
     return "PyTorch sees none (nvidia-smi, CUDA_VISIBLE_DEVICES)"
+
+
+def require_whole_models() -> None:
+    """A stage loads, asks and saves a whole model in every process; FSDP would spread its weights."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1"):
+        raise Problem(
+            "this was launched with FSDP, which no stage is made for: launch with a whole model on each GPU "
+            "(workflows/accelerate/ddp.yaml), and lower memory by quantization: nf4"
+        )
 
 
 def require_one_gpu_a_process() -> None:

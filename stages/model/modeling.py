@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from peft.utils.other import TrainableTokensWrapper
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,6 +24,7 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 
 from stages.model.device import compute_dtype
+from stages.model.rows import train_rows
 from stages.settings import manifest
 from stages.settings.errors import Problem
 from stages.settings.files import read_json, replace_folder, sha256, write_json
@@ -109,15 +109,7 @@ def load_checkpoint(
     check_origin(folder, weights)
     if not (folder / "adapter_config.json").exists():
         return load_base(weights, folder)
-    return for_trl(PeftModel.from_pretrained(load_base(weights), folder, is_trainable=trainable))
-
-
-def for_trl(model: PeftModel) -> PeftModel:
-    """TRL's fused LM head reads the head's bias, which PEFT's wrapper around trained rows does not have."""
-    head = model.get_output_embeddings()
-    if isinstance(head, TrainableTokensWrapper):
-        head.bias = getattr(head.original_module, "bias", None)
-    return model
+    return train_rows(PeftModel.from_pretrained(load_base(weights), folder, is_trainable=trainable))
 
 
 def trained() -> list[str]:
@@ -168,8 +160,6 @@ def save_checkpoint(trainer: Trainer, folder: Path, provenance: dict) -> None:
     """Write weights, tokenizer and provenance.json, whole or not at all. No paths of this machine, no
     pickles.
     """
-    # Sharded weights are gathered by all processes; one of them writes.
-    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if not trainer.is_world_process_zero():
         return
     model, tokenizer, base = (
@@ -183,7 +173,7 @@ def save_checkpoint(trainer: Trainer, folder: Path, provenance: dict) -> None:
         config.target_modules = sorted(config.target_modules)  # a set: its order would change from run to run
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     with replace_folder(folder) as temporary:
-        model.save_pretrained(temporary, state_dict=state)
+        model.save_pretrained(temporary)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         tokenizer.save_pretrained(temporary)
         write_json(temporary / "provenance.json", provenance)

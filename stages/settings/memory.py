@@ -35,7 +35,11 @@ REFERENCE_TOKENS = 4096  # of a no-grad batch of reference log-probabilities; a 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a Qwen2 or Qwen3 causal model. Qwen2 has biases on q, k and v, Qwen3 a norm on q and k."""
+    """The sizes of a causal model of one of ARCHITECTURES, which differ in no more than the last four.
+
+    Qwen2 has biases on q, k and v; Qwen3 and Gemma 3 have a norm on q and k. Gemma 3 norms what attention and
+    MLP give, too, and its layers see all that is before them or a window of it: two kinds of masks.
+    """
 
     hidden: int
     layers: int
@@ -47,6 +51,8 @@ class Shape:
     tied: bool  # the LM head is the embedding
     attention_bias: bool
     qk_norm: bool
+    norms: int = 2  # of a layer, as wide as its hidden states
+    masks: int = 1
 
     @property
     def query(self) -> int:
@@ -78,7 +84,7 @@ class Shape:
     def other_parameters(self) -> int:
         """Embedding, LM head, norms and biases: what stays in 16 bit."""
         bias = (self.query + 2 * self.key_value) * self.attention_bias
-        norms = 2 * self.hidden + 2 * self.head_dim * self.qk_norm
+        norms = self.norms * self.hidden + 2 * self.head_dim * self.qk_norm
         return self.vocabulary * self.hidden * (2 - self.tied) + self.layers * (bias + norms) + self.hidden
 
     @property
@@ -90,9 +96,13 @@ class Shape:
         return max(inputs * outputs for inputs, outputs in self.linears.values())
 
 
+ARCHITECTURES = ("qwen2", "qwen3", "llama", "gemma3_text")
+
+
 def shape_from(config: dict) -> Shape | None:
     """The shape in a Hugging Face config.json; None for an architecture that is not planned."""
-    if config.get("model_type") not in ("qwen2", "qwen3"):
+    kind = config.get("model_type")
+    if kind not in ARCHITECTURES:
         return None
     return Shape(
         hidden=config["hidden_size"],
@@ -102,9 +112,13 @@ def shape_from(config: dict) -> Shape | None:
         key_value_heads=config["num_key_value_heads"],
         head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
         vocabulary=config["vocab_size"],
-        tied=config.get("tie_word_embeddings", False),
-        attention_bias=config["model_type"] == "qwen2",
-        qk_norm=config["model_type"] == "qwen3",
+        tied=config.get(
+            "tie_word_embeddings", kind == "gemma3_text"
+        ),  # what transformers takes where none is given
+        attention_bias=kind == "qwen2",
+        qk_norm=kind in ("qwen3", "gemma3_text"),
+        norms=4 if kind == "gemma3_text" else 2,
+        masks=2 if kind == "gemma3_text" else 1,
     )
 
 
@@ -130,6 +144,20 @@ def shape_of(weights: Weights) -> Shape | None:
         return shape_from(read_json(folder / "config.json")) if folder else None
     except (OSError, json.JSONDecodeError):
         return None  # `base` says what is wrong with it
+
+
+def unplanned(weights: Weights) -> str:
+    """Why a model is not in the plan, in words; empty where it is."""
+    if shape_of(weights):
+        return ""
+    folder = Path(weights.path) if weights.path else fetched(weights.repo)
+    if not folder or not (folder / "config.json").exists():
+        return f"not planned before its config.json is there ({weights.path or weights.repo})"
+    try:
+        kind = read_json(folder / "config.json").get("model_type")
+    except json.JSONDecodeError:
+        return f"not planned: {folder / 'config.json'} is not JSON"
+    return f"not planned: its architecture is {kind}, and the plan knows {', '.join(ARCHITECTURES)}"
 
 
 def fetched(repo: str) -> Path | None:
@@ -247,13 +275,10 @@ def optimizer_bytes(optimizer: str, parameters: int) -> float:
 def layer_bytes(run: Run) -> float:
     """What one decoder layer keeps for its backward pass."""
     shape, width = run.shape, run.width
-    norms = (
-        2 * FLOAT32 * shape.hidden + FLOAT32 * (shape.query + shape.key_value) * shape.qk_norm
-    )  # computed in fp32
-    if not run.lora:
-        norms += (
-            2 * FLOAT32 * shape.hidden + width * (shape.query + shape.key_value) * shape.qk_norm
-        )  # their output, for their weight
+    inner = (shape.query + shape.key_value) * shape.qk_norm
+    norms = FLOAT32 * (shape.norms * shape.hidden + inner)  # computed in fp32
+    if not run.lora:  # their output, for their weight; Gemma multiplies in fp32
+        norms += FLOAT32 * shape.norms * shape.hidden + (FLOAT32 if shape.norms == 4 else width) * inner
     attention = width * 4 * shape.query + FLOAT32 * shape.heads
     mlp = run.outputs * 3 * shape.intermediate  # gate, silu(gate), up
     inputs = sum(input_bytes(run, group) for group in INPUTS)
@@ -345,20 +370,19 @@ def logprob_bytes(run: Run) -> float:
 
     Per token the fp32 input of the final norm, its output and a copy of that. Beside them either what
     autocast has cast (end of the forward pass), or the fp32 gradient per token and of a trained LM head, with
-    a 16-bit chunk of it. Of a head of which some rows are trained PEFT makes a copy, and TRL the gradient of
-    all rows.
+    a 16-bit chunk of it. Of a head of which some rows are trained PEFT makes a copy.
     """
     hidden, width = run.shape.hidden, run.width
     tile = min(run.tokens, TILE[0]) * TILE[1] * width
     head = 0
-    if not run.lora or run.token_rows:
-        table = run.shape.vocabulary * hidden
-        head = FLOAT32 * table + (TILE[1] * hidden * width if width < FLOAT32 else 0)
-        head += width * table if run.lora else 0
+    if not run.lora:
+        head = FLOAT32 * run.shape.vocabulary * hidden + (TILE[1] * hidden * width if width < FLOAT32 else 0)
     copies = copied_parameters(run) * width if run.checkpointing else 0
+    rows = width * (run.shape.vocabulary + run.tokens) * hidden if run.token_rows else 0
     return (
         run.tokens * hidden * (FLOAT32 + 2 * run.residual)
         + tile
+        + rows
         + max(copies, run.tokens * hidden * FLOAT32 + head)
     )
 
@@ -383,6 +407,7 @@ def reference_bytes(run: Run) -> float:
     buffer = width * shape.largest_linear if run.quantization == "nf4" else 0
     layer = tokens * 4 * value * shape.intermediate + buffer + dora_bytes(run)
     head = tokens * shape.hidden * run.residual + min(tokens, TILE[0]) * TILE[1] * width
+    head += shape.vocabulary * shape.hidden * width * run.token_rows
     states = tokens * ((4 * run.residual + FLOAT32 * run.casts) * shape.hidden + run.length * MASK)
     return max(layer, head) + states + copied_parameters(run) * width
 
@@ -406,7 +431,7 @@ def parts(run: Run) -> dict[str, float]:
         "gradients": trained * FLOAT32,
         "optimiser": optimizer_bytes(run.optimizer, trained),
         "CUDA context": CONTEXT,
-        "activations": kept + run.mask * MASK,
+        "activations": kept + run.mask * MASK * run.shape.masks,
         "16-bit copies": 0 if run.checkpointing else copies,
         "backward of one layer": backward if backward >= logprobs else 0,
         "log-probabilities": logprobs if logprobs > backward else 0,
@@ -443,9 +468,13 @@ def inference(shape: Shape, quantization: str, dtype: str, length: int) -> dict[
 
 def runs(params: Params) -> list[Run]:
     """The training runs ahead of the chosen model; none where its shape is not known yet."""
-    passes = {"sft": None, "dpo": params.method, **{f"refine-{item}": item for item in params.refine}}
-    found = [run_of(params, params.model, stage, method) for stage, method in passes.items()]
+    found = [run_of(params, params.model, stage, method) for stage, method in passes(params).items()]
     return [run for run in found if run]
+
+
+def passes(params: Params) -> dict[str, str | None]:
+    """The training stages ahead, and the method of each."""
+    return {"sft": None, "dpo": params.method, **{f"refine-{item}": item for item in params.refine}}
 
 
 def run_of(params: Params, name: str, stage: str, method: str | None) -> Run | None:
