@@ -212,6 +212,34 @@ class Common(Section):
     trackers: list[Literal[TRACKERS]]
 
 
+class Judge(Section):
+    """Who scores answers in words: stages/judge/judges.py."""
+
+    kind: Literal["none", "reference", "reward", "chat"]
+    model: Annotated[str, Field(min_length=1)] | None = None
+    base_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    max_tokens: Count | None = None
+    max_length: Count | None = None
+
+    @model_validator(mode="after")
+    def keys_fit(self) -> "Judge":
+        taken = JUDGE_KEYS[self.kind]
+        for key in ("model", "base_url", "max_tokens", "max_length"):
+            if (getattr(self, key) is None) == (key in taken):
+                raise ValueError(
+                    f"a judge of kind {self.kind} {'needs' if key in taken else 'takes no'} `{key}`"
+                )
+        return self
+
+
+JUDGE_KEYS = {
+    "none": (),
+    "reference": (),
+    "reward": ("model", "max_length"),  # a folder or a hub's repo@revision; tokens it reads
+    "chat": ("base_url", "model", "max_tokens"),  # of an OpenAI-compatible endpoint; of its answer
+}
+
+
 class Evaluate(Section):
     split: Literal["test", "validation"]
     style: Literal["lm-eval", "oall"]
@@ -221,6 +249,7 @@ class Evaluate(Section):
     held_out: Count
     health_prompts: Count
     max_new_tokens: Count
+    judge: Judge
     require: dict[str, float]
 
 
