@@ -158,12 +158,12 @@ def ask_open(candidate: Candidate, name: str, items: list[dict], judge: Judge | 
     put = how.wording if how else protocols.open_question
     prompts = [candidate.chat(put(item)) for item in items]
     answers = candidate.answers(prompts, name, limit=how.tokens if how else None)
-    pairs = [(item, answer) for item, answer in zip(items, answers) if not item["rules"]]
+    pairs = [(item, answer) for item, answer in zip(items, answers) if not item.get("rules")]
     verdicts = iter(judged(judge, name, pairs)) if judge and pairs else repeat(None)
     rows = []
     for item, answer in zip(items, answers):
         row, references = row_of(name, item) | {"answer": answer.text}, item["references"] or []
-        if item["rules"]:
+        if item.get("rules"):
             rows += by_rules(row | answered(answer), item)
             continue
         if references:

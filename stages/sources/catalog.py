@@ -522,7 +522,7 @@ ADAPTERS = {
     ),
     "aratrust": Adapter("benchmarks", aratrust, "Native; its authors say MIT.", ("*/train-*", "*/test-*")),
     "arabculture": Adapter(
-        "benchmarks", arab_culture, "Native, non-commercial licence (CC BY-NC-SA 4.0).", ("*/test-*",)
+        "benchmarks", arab_culture, "Native, non-commercial licence.", ("*/test-*",)
     ),
     "arabic-ifeval": Adapter("benchmarks", ifeval, "Answers are checked by rules."),
     "marco-mif": Adapter(
