@@ -32,8 +32,8 @@ def main(item: str) -> None:
             else:
                 data, settings = rows.DATA, params.preference
                 trainer = trainers.build(params, item, PARENT, params.refinement.beta_factor)
-            origin = provenance(params, data, PARENT) | {"method": item}
-            train(trainer, f"refine-{item}", params, settings, origin)
+            origin = provenance(params, data, PARENT) | rows.sampled_origin(PARENT)
+            train(trainer, f"refine-{item}", params, settings, origin | {"method": item})
 
 
 def continued(params: Params) -> "SFTTrainer":

@@ -26,6 +26,8 @@ ANSWERS = {
     "instructions": ("completion",),
     "preferences": ("chosen", "rejected"),
     "continued": ("completion",),
+    "sampled-sft": ("chosen", "rejected"),
+    "sampled-dpo": ("chosen", "rejected"),
 }
 
 

@@ -5,10 +5,12 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
+from pyarrow import parquet
 from torch.utils.data import Sampler
 
 from stages.settings.errors import Problem
+from stages.settings.files import sha256
 from stages.settings.methods import METHODS
 from stages.settings.params import Method, Params
 from stages.training.looks import HELD_OUT, sampled
@@ -22,11 +24,15 @@ BALANCE = (
 )  # of good to bad answers, each kind times its weight, as KTO's authors advise (arXiv 2402.01306, eq. 8)
 
 
-def prepared(params: Params, method: str) -> Dataset:
-    """The rows of a method, as many as fill its steps, in the order of training."""
+def prepared(params: Params, method: str, policy: Path) -> Dataset:
+    """The rows of a method, as many as fill its steps, in the order of training: the mixture's, and the pairs
+    that were sampled from the policy it starts from.
+    """
     settings, kind = params.chosen_model.preference, METHODS[method]
     step = settings.batch_size * settings.accumulation  # in pairs
-    rows = shuffled(load_rows(DATA, ["prompt", "chosen", "rejected", "tokens"]), params.seed)
+    columns = ["prompt", "chosen", "rejected", "tokens"]
+    found = [load_rows(path, columns) for path in (DATA, sampled_from(policy)) if path.exists()]
+    rows = shuffled(concatenate_datasets(found), params.seed)
     rows = same_for_all(rows, step)
     rows = pairs(rows, method, step) if kind.paired else answers(rows, method, params.methods[method])
     return by_length(whole_steps(rows, step * kind.rows), settings.batch_size * kind.rows, params.seed)
@@ -44,6 +50,18 @@ def held_out(params: Params, method: str, trained: int) -> Dataset | None:
     if rows is None or len(rows) < kind.min_batch_size * kind.rows:
         return None
     return rows.select(range(max(len(rows) // size * size, min(size, len(rows)))))
+
+
+def sampled_from(policy: Path) -> Path:
+    """The pairs that were sampled from a checkpoint; empty where none were wanted."""
+    return Path(f"data/formatted/sampled-{policy.name}/train.parquet")
+
+
+def sampled_origin(policy: Path) -> dict[str, str]:
+    """For a checkpoint's provenance: the hash of the pairs sampled from what it starts from."""
+    path = sampled_from(policy)
+    has_rows = path.exists() and parquet.read_metadata(path).num_rows
+    return {"sampled_sha256": sha256(path)} if has_rows else {}
 
 
 def shuffled(rows: Dataset, seed: int) -> Dataset:

@@ -31,6 +31,7 @@ ROLES = {
     "benchmarks": "benchmarks",
 }
 
+SAMPLED = "sampled"  # preferences that the stage sample makes: no dataset to fetch
 NANO = "models/nano"  # the built-in base model
 
 # What evaluate measures beside the benchmarks.
@@ -253,6 +254,19 @@ class Evaluate(Section):
     require: dict[str, float]
 
 
+class Sample(Section):
+    """Pairs of the model's own answers, for mixtures whose preferences name `sampled`."""
+
+    prompts: Annotated[int, Field(ge=0)]
+    dataset: str
+    answers: Annotated[int, Field(ge=2)]
+    temperature: Positive
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_new_tokens: Count
+    margin: Annotated[float, Field(ge=0)]
+    judge: Judge
+
+
 class Lora(Section):
     r: Count
     alpha: Count
@@ -366,6 +380,7 @@ class Params(Section):
     sft: Sft
     preference: Schedule
     refinement: Refinement
+    sample: Sample
     evaluate: Evaluate
     model_defaults: ModelDefaults
     models: dict[str, Model]
@@ -383,7 +398,7 @@ class Params(Section):
         for mixture, roles in self.mixtures.items():
             for role in ROLES:
                 for name, wanted in getattr(roles, role).items():
-                    if not isinstance(wanted, Own):
+                    if not isinstance(wanted, Own) and (role, name) != ("preferences", SAMPLED):
                         _known(f"mixtures.{mixture}.{role}", name, getattr(self.datasets, ROLES[role]))
         if "continued" in self.refine and not self.mixture.continued:
             raise ValueError(
@@ -416,6 +431,21 @@ class Params(Section):
                     f"{key} is {batch}: {name} compares rows of a batch and needs at least "
                     f"{METHODS[name].min_batch_size}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def sampled_pairs_are_made_and_used(self) -> "Params":
+        named, key = SAMPLED in self.mixture.preferences, f"mixtures.{self.data}.preferences"
+        if named and not self.sample.prompts:
+            raise ValueError(f"{key} has {SAMPLED}, but sample.prompts is 0: say how many are to be asked")
+        if self.sample.prompts and not named:
+            raise ValueError(
+                f"sample.prompts is {self.sample.prompts}, but {key} has no {SAMPLED}: add `{SAMPLED}: all`"
+            )
+        if named and self.sample.judge.kind == "none":
+            raise ValueError("sample.judge.kind is 'none': name who tells the better answer")
+        if self.sample.dataset != "all":
+            _known("sample.dataset", self.sample.dataset, self.mixture.instructions)
         return self
 
     @model_validator(mode="after")
@@ -460,7 +490,11 @@ class Params(Section):
     def sources(self, role: str) -> dict[str, tuple[Source, Rows]]:
         """The datasets of a role, in order: where each comes from and how much of it is taken."""
         wanted, known = getattr(self.mixture, role), getattr(self.datasets, ROLES[role])
-        return {name: (own if isinstance(own, Own) else known[name], own) for name, own in wanted.items()}
+        return {
+            name: (own if isinstance(own, Own) else known[name], own)
+            for name, own in wanted.items()
+            if (role, name) != ("preferences", SAMPLED)
+        }
 
 
 def _amount(value: Any) -> int | str:
