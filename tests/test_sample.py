@@ -159,6 +159,7 @@ def test_pairs_are_of_the_models_own_answers_to_training_prompts(sampled):
     assert not table(sampled, "data/formatted/sampled-sft/validation.parquet")
 
 
+@pytest.mark.slow
 def test_the_preference_stage_learns_from_them(sampled):
     """In its provenance, and a run without them is another one."""
     sampled.run(sys.executable, "-m", "stages.dpo")

@@ -178,8 +178,10 @@ def test_a_clustered_standard_error_is_that_of_a_regression_on_a_constant():
     rng = np.random.default_rng(3)
     clusters = rng.integers(0, 12, 90)
     for scores in (rng.random(90), (rng.random(12)[clusters] > 0.5).astype(float)):
-        fitted = pytest.importorskip("statsmodels.api").OLS(scores, np.ones(90)).fit(
-            cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False}
+        fitted = (
+            pytest.importorskip("statsmodels.api")
+            .OLS(scores, np.ones(90))
+            .fit(cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False})
         )
         assert statistics.clustered(scores, list(clusters)) == pytest.approx(fitted.bse[0], rel=1e-9)
 
