@@ -18,7 +18,7 @@ def main() -> None:
 
         with explained("dpo"):
             trainer = trainers.build(params, params.method, PARENT)
-            origin = provenance(params, rows.DATA, PARENT) | rows.sampled_origin(PARENT)
+            origin = provenance(params, rows.DATA, PARENT) | rows.sampled_origin(params, PARENT)
             train(trainer, "dpo", params, params.preference, origin | {"method": params.method})
 
 

@@ -1,8 +1,8 @@
 """Pairs of a checkpoint's own answers: several to each prompt, judged, the best against the worst →
 data/raw/sampled-<checkpoint>/{sampled,answers}.parquet, sources.json.
 
-python -m stages.sample sft     for the preference stage, which starts from models/sft
-python -m stages.sample dpo     for passes of refine, which start from models/dpo
+python -m stages.sample sft     for the preference stage
+python -m stages.sample dpo     for passes of refine, where sample.refine says so
 
 The prompts are those of the mixture's instructions that passed the gate and stand in no held-out split. What
 comes out goes through the gate as every pair does. answers.parquet holds every answer with its score.
@@ -39,12 +39,11 @@ ANSWERS = pa.schema(
 
 def main(checkpoint: str) -> None:
     with stage("sample", checkpoint) as params, replace_folder(Path(f"data/raw/sampled-{checkpoint}")) as out:
-        if not wanted(params, checkpoint):
+        if not params.sample.prompts:
             write_json(out / "sources.json", {})
             return
         from stages.judge import judges
         from stages.model import device, modeling
-        from stages.sources.catalog import SCHEMAS
 
         # 1. the prompts, and the checkpoint that answers them
         device.require("evaluate")
@@ -64,8 +63,7 @@ def main(checkpoint: str) -> None:
         pairs = pairs if limit == "all" else pairs[:limit]
 
         # 3. write
-        schema = SCHEMAS["preferences"]
-        parquet.write_table(pa.Table.from_pylist(pairs, schema), out / f"{SAMPLED}.parquet")
+        parquet.write_table(pa.Table.from_pylist(pairs, layout()), out / f"{SAMPLED}.parquet")
         parquet.write_table(pa.Table.from_pylist(rows, ANSWERS), out / "answers.parquet")
         write_json(
             out / "sources.json", {SAMPLED: facts(params, checkpoint, judge.record, len(prompts), pairs)}
@@ -75,12 +73,6 @@ def main(checkpoint: str) -> None:
             + (f"; no pair: {said(lost)}" if lost else "")
         )
         print(f"sample: {checkpoint}: judge: {judge.report()}")
-
-
-def wanted(params: Params, checkpoint: str) -> bool:
-    """Whether anything learns from this checkpoint's own answers."""
-    passes = [item for item in params.refine if item != "continued"]
-    return params.sample.prompts > 0 and (checkpoint == "sft" or bool(passes))
 
 
 # --- prompts ------------------------------------------------------------------------------------------------
@@ -197,6 +189,15 @@ def paired(rows: list[dict], margin: float, checkpoint: str) -> tuple[list[dict]
                 "split": "train"}
         )  # fmt: skip
     return pairs, lost
+
+
+def layout() -> pa.Schema:
+    """Of raw preferences: messages as those of the raw instructions, and what all raw rows have."""
+    name = next(iter(read_json(RAW / "sources.json")))
+    raw = parquet.read_schema(RAW / f"{name}.parquet")
+    kind = raw.field("prompt").type
+    common = [field for field in raw if field.name not in ("prompt", "completion")]
+    return pa.schema([(name, kind) for name in ("prompt", "chosen", "rejected")] + common)
 
 
 def turn(answer: str) -> list[Message]:

@@ -92,6 +92,8 @@ def test_the_best_answer_stands_against_the_worst():
         ({"sample.prompts": 5, "mixtures.demo.preferences": {"sampled": "all"}, "sample.dataset": "cidar"},
             "sample.dataset is 'cidar': it must be one of skills"),
         ({"sample.answers": 1}, "sample.answers is 1"),
+        ({"sample.prompts": 5, "mixtures.demo.preferences": {"sampled": "all"}, "sample.refine": "dpo"},
+            "sample.refine is 'dpo', but refine is"),
     ],
 )  # fmt: skip
 def test_settings_that_make_no_pairs_are_refused(inside, tmp_path, monkeypatch, changes, said):
@@ -103,15 +105,11 @@ def test_settings_that_make_no_pairs_are_refused(inside, tmp_path, monkeypatch, 
 
 
 def test_without_prompts_nothing_is_asked(inside):
-    for name in ("sft", "dpo"):
-        inside.run(sys.executable, "-m", "stages.sample", name)
-        assert [path.name for path in (inside.path / f"data/raw/sampled-{name}").iterdir()] == [
-            "sources.json"
-        ]
-        inside.run(sys.executable, "-m", "stages.format", f"sampled-{name}")
-        assert (
-            parquet.read_metadata(inside.path / f"data/formatted/sampled-{name}/train.parquet").num_rows == 0
-        )
+    inside.run(sys.executable, "-m", "stages.sample", "sft")
+    assert [path.name for path in (inside.path / "data/raw/sampled-sft").iterdir()] == ["sources.json"]
+    inside.run(sys.executable, "-m", "stages.format", "sampled-sft")
+    gated = inside.path / "data/formatted/sampled-sft/train.parquet"
+    assert parquet.read_metadata(gated).num_rows == 0
 
 
 @pytest.fixture(scope="module")

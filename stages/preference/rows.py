@@ -25,13 +25,13 @@ BALANCE = (
 
 
 def prepared(params: Params, method: str, policy: Path) -> Dataset:
-    """The rows of a method, as many as fill its steps, in the order of training: the mixture's, and the pairs
-    that were sampled from the policy it starts from.
+    """The rows of a method, as many as fill its steps, in the order of training: the mixture's, and the
+    model's own for what starts from `policy`.
     """
     settings, kind = params.chosen_model.preference, METHODS[method]
     step = settings.batch_size * settings.accumulation  # in pairs
     columns = ["prompt", "chosen", "rejected", "tokens"]
-    found = [load_rows(path, columns) for path in (DATA, sampled_from(policy)) if path.exists()]
+    found = [load_rows(path, columns) for path in (DATA, sampled_for(params, policy)) if path.exists()]
     rows = shuffled(concatenate_datasets(found), params.seed)
     rows = same_for_all(rows, step)
     rows = pairs(rows, method, step) if kind.paired else answers(rows, method, params.methods[method])
@@ -52,14 +52,15 @@ def held_out(params: Params, method: str, trained: int) -> Dataset | None:
     return rows.select(range(max(len(rows) // size * size, min(size, len(rows)))))
 
 
-def sampled_from(policy: Path) -> Path:
-    """The pairs that were sampled from a checkpoint; empty where none were wanted."""
-    return Path(f"data/formatted/sampled-{policy.name}/train.parquet")
+def sampled_for(params: Params, policy: Path) -> Path:
+    """The model's own pairs for what starts from a checkpoint; empty where none were wanted."""
+    answered = "sft" if policy.name == "sft" else params.sample.refine
+    return Path(f"data/formatted/sampled-{answered}/train.parquet")
 
 
-def sampled_origin(policy: Path) -> dict[str, str]:
-    """For a checkpoint's provenance: the hash of the pairs sampled from what it starts from."""
-    path = sampled_from(policy)
+def sampled_origin(params: Params, policy: Path) -> dict[str, str]:
+    """For a checkpoint's provenance: the hash of the model's own pairs that it learned from."""
+    path = sampled_for(params, policy)
     has_rows = path.exists() and parquet.read_metadata(path).num_rows
     return {"sampled_sha256": sha256(path)} if has_rows else {}
 

@@ -264,6 +264,7 @@ class Sample(Section):
     top_p: Annotated[float, Field(gt=0, le=1)]
     max_new_tokens: Count
     margin: Annotated[float, Field(ge=0)]
+    refine: Literal["sft", "dpo"]
     judge: Judge
 
 
@@ -444,6 +445,10 @@ class Params(Section):
             )
         if named and self.sample.judge.kind == "none":
             raise ValueError("sample.judge.kind is 'none': name who tells the better answer")
+        if self.sample.refine == "dpo" and not set(self.refine) - {"continued"}:
+            raise ValueError(
+                f"sample.refine is 'dpo', but refine is {self.refine}: no pass would learn from those pairs"
+            )
         if self.sample.dataset != "all":
             _known("sample.dataset", self.sample.dataset, self.mixture.instructions)
         return self
