@@ -1,7 +1,12 @@
 """Judges: verdicts are read strictly, kept on disk, and asked again where a fault passes, not for ever."""
 
+import json
+
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from pydantic import ValidationError
 
 from stages.judge import chat, judges
@@ -10,8 +15,10 @@ from stages.judge.chat import ChatJudge
 from stages.settings.errors import Problem
 from stages.settings.params import Judge
 from stages.text import judging
+from stages.text.prompts import TEMPLATES
 from tests.conftest import ROOT
 from tests.fake_judge import FakeJudge
+from tools import judged
 
 KEY = "sk-secret-of-a-test"
 
@@ -197,3 +204,68 @@ def test_llama_cpps_server_is_asked_and_asked_no_more(tmp_path, monkeypatch):
     again = judge_of("http://127.0.0.1:9/v1")
     assert again.verdicts(questions, lambda text: text or None, "nano") == said
     assert again.counts["requests"] == 0
+
+
+# --- tools.judged -------------------------------------------------------------------------------------------
+
+
+def predictions(folder, name: str, answers: dict[str, str]) -> None:
+    asked = TEMPLATES["chatml"].render([{"role": "user", "content": "سؤال"}])
+    rows = [
+        {"benchmark": "held-out", "id": one, "question": asked.replace("سؤال", f"سؤال {one}"), "answer": text,
+            "tokens": 3}
+        for one, text in answers.items()
+    ]  # fmt: skip
+    parquet.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+
+
+def test_two_checkpoints_are_compared_prompt_by_prompt(endpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(judged, "PREDICTIONS", tmp_path)
+    predictions(tmp_path, "dpo", {"a": "جيد", "b": "جيد", "c": "نفسه", "d": "سيئ"})
+    predictions(tmp_path, "sft", {"a": "سيئ", "b": "سيئ", "c": "نفسه", "d": "جيد", "e": "x"})
+
+    def reply(messages):
+        asked = messages[1]["content"]
+        assert "im_start" not in asked
+        return "1" if asked.index("جيد") < asked.index("سيئ") else "2"
+
+    endpoint.reply = reply
+    lines = list(judged.duel(judge_of(endpoint.url), "dpo", "sft", "held-out", TEMPLATES["chatml"]))
+    assert lines[0] == "dpo against sft on held-out: 4 prompts"
+    assert lines[1].startswith("win rate 0.625, 95 % ")
+    assert lines[1].endswith("(2 won, 1 tied, 1 lost)")
+    assert len(endpoint.log) == 6  # equal answers need no judge
+    with pytest.raises(Problem, match="holds no answers in words of alrage: it has held-out"):
+        judged.answers("dpo", "alrage")
+
+
+def test_a_judge_that_likes_length_is_seen_through():
+    """Wins that length explains are none at equal length."""
+    rng = np.random.default_rng(0)
+    differences = rng.normal(40, 40, 4000)
+    likely = 1 / (1 + np.exp(-2 * np.tanh(differences / np.std(differences))))
+    wins = (rng.random(4000) < likely).astype(float)
+    assert np.mean(wins) > 0.7
+    assert judged.length_controlled(list(wins), list(differences)) == pytest.approx(0.5, abs=0.05)
+    assert judged.length_controlled([1.0] * 20, [0] * 20) > 0.95
+    assert judged.length_controlled([0.5] * 20, list(range(20))) == pytest.approx(0.5)
+
+
+def test_a_judge_stands_beside_the_votes(endpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(judged, "VOTES", tmp_path / "votes.jsonl")
+    rows = [
+        {"prompt": [{"role": "user", "content": f"س{i}"}], "vote": vote,
+            "answers": [{"answer": first}, {"answer": second}]}
+        for i, (first, second, vote) in enumerate(
+            [("جيد", "سيئ", "first"), ("سيئ", "جيد", "first"), ("سيئ", "جيد", "second"),
+                ("جيد", "سيئ", "tie")]
+        )
+    ]  # fmt: skip
+    (tmp_path / "votes.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    endpoint.reply = lambda messages: (
+        "1" if messages[1]["content"].index("جيد") < messages[1]["content"].index("سيئ") else "2"
+    )
+    lines = list(judged.beside_votes(judge_of(endpoint.url)))
+    assert lines[0] == "4 votes; both decided 3"
+    assert lines[1].startswith("agreement 0.667, 95 % ")
+    assert lines[2] == "of 1 ties of people 0 are ties of the judge"
