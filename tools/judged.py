@@ -46,7 +46,7 @@ def main() -> None:
         params = read()
         if params.evaluate.judge.kind != "chat":
             raise Problem(
-                f"evaluate.judge.kind is {params.evaluate.judge.kind!r}: pairs are compared by one of kind chat: "
+                f"evaluate.judge.kind is {params.evaluate.judge.kind!r}: pairs need one of kind chat: "
                 "docs/evaluation.md"
             )
         judge = ChatJudge("evaluate.judge", params.evaluate.judge)
