@@ -7,7 +7,9 @@ python -m stages.evaluate base | sft | dpo | refine-<method>
 
 import sys
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
+from time import perf_counter
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -33,6 +35,8 @@ def main(checkpoint: str) -> None:
         from stages.judge import judges
         from stages.model import device
 
+        laps = [("", perf_counter())]
+
         # 1. the checkpoint, and what its training started from
         device.require("evaluate")
         parent = Path("models/dpo") if refined else PARENT.get(checkpoint)
@@ -40,9 +44,13 @@ def main(checkpoint: str) -> None:
         model = candidate.load(checkpoint, params, parent)
         print(f"evaluate: {checkpoint}: {device.described(model.model)}", flush=True)
 
+        laps.append(("loading", perf_counter()))
+
         # 2. benchmarks, and held-out pairs as one more
-        names = list(read_json(SOURCES))
-        rows = [row for name in names for row in benchmarks.ask(model, name, params.evaluate, judge)]
+        names, rows = list(read_json(SOURCES)), []
+        for name in names:
+            rows += benchmarks.ask(model, name, params.evaluate, judge)
+            laps.append((name, perf_counter()))
         pairs = spread(
             [row for row in held_out("preferences") if row["chosen"] and row["rejected"]],
             params.evaluate.held_out,
@@ -57,10 +65,14 @@ def main(checkpoint: str) -> None:
         for row in rows:
             row["leaked"] = (row.get("source"), row.get("item", row["id"])) in leaked
 
+        laps.append(("held-out pairs", perf_counter()))
+
         # 3. held-out text, and the health of answers to some of its prompts
         texts = spread(held_out("instructions"), params.evaluate.held_out)
         losses = model.score([(row["prompt"], row["completion"]) for row in texts], "validation")
+        laps.append(("held-out texts", perf_counter()))
         facts, answers = heldout.health(model, spread(texts, params.evaluate.health_prompts))
+        laps.append(("health", perf_counter()))
         entries = scores.scores(rows)
         rows += map(benchmarks.complete, answers)
         measures = {
@@ -82,10 +94,17 @@ def main(checkpoint: str) -> None:
         gate(checkpoint, params, measures)
         shown = ", ".join(f"{name} {value:.3f}" for name, value in list(metrics.items())[:3])
         print(f"evaluate: {checkpoint}: {shown}")
+        print(f"evaluate: {checkpoint}: {seconds(laps)}")
         if judge:
             print(f"evaluate: {checkpoint}: judge: {judge.report()}")
         for note in benchmarks.notes(rows, judge):
             print(f"note: {note}")
+
+
+def seconds(laps: list[tuple[str, float]]) -> str:
+    """What each part took, in words; each lap is named by the part that it ends."""
+    parts = [f"{name} {end - start:.0f} s" for (_, start), (name, end) in pairwise(laps)]
+    return ", ".join(parts)
 
 
 def held_out(role: str) -> list[dict]:
