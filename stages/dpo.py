@@ -18,13 +18,8 @@ def main() -> None:
 
         with explained("dpo"):
             trainer = trainers.build(params, params.method, PARENT)
-            train(
-                trainer,
-                "dpo",
-                params,
-                params.preference,
-                provenance(params, rows.DATA, PARENT) | {"method": params.method},
-            )
+            origin = provenance(params, rows.DATA, PARENT) | rows.sampled_origin(params, PARENT)
+            train(trainer, "dpo", params, params.preference, origin | {"method": params.method})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ python -m stages.evaluate base | sft | dpo | refine-<method>
 
 import sys
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
+from time import perf_counter
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -30,17 +32,25 @@ def main(checkpoint: str) -> None:
     refined = checkpoint.startswith("refine-")
     with stage("evaluate_refined" if refined else "evaluate", checkpoint) as params:
         from stages.evaluation import benchmarks, candidate, heldout, scores, tables
+        from stages.judge import judges
         from stages.model import device
+
+        laps = [("", perf_counter())]
 
         # 1. the checkpoint, and what its training started from
         device.require("evaluate")
         parent = Path("models/dpo") if refined else PARENT.get(checkpoint)
+        judge = judges.open_judge("evaluate.judge", params.evaluate.judge)
         model = candidate.load(checkpoint, params, parent)
         print(f"evaluate: {checkpoint}: {device.described(model.model)}", flush=True)
 
+        laps.append(("loading", perf_counter()))
+
         # 2. benchmarks, and held-out pairs as one more
-        names = list(read_json(SOURCES))
-        rows = [row for name in names for row in benchmarks.ask(model, name, params.evaluate)]
+        names, rows = list(read_json(SOURCES)), []
+        for name in names:
+            rows += benchmarks.ask(model, name, params.evaluate, judge)
+            laps.append((name, perf_counter()))
         pairs = spread(
             [row for row in held_out("preferences") if row["chosen"] and row["rejected"]],
             params.evaluate.held_out,
@@ -53,12 +63,16 @@ def main(checkpoint: str) -> None:
         trained_on = ["instructions", "preferences", *(["continued"] if refined else [])]
         leaked = scores.leaked_items(REPORTS / f"{role}.parquet" for role in trained_on)
         for row in rows:
-            row["leaked"] = (row.get("source"), row["id"]) in leaked
+            row["leaked"] = (row.get("source"), row.get("item", row["id"])) in leaked
+
+        laps.append(("held-out pairs", perf_counter()))
 
         # 3. held-out text, and the health of answers to some of its prompts
         texts = spread(held_out("instructions"), params.evaluate.held_out)
         losses = model.score([(row["prompt"], row["completion"]) for row in texts], "validation")
+        laps.append(("held-out texts", perf_counter()))
         facts, answers = heldout.health(model, spread(texts, params.evaluate.health_prompts))
+        laps.append(("health", perf_counter()))
         entries = scores.scores(rows)
         rows += map(benchmarks.complete, answers)
         measures = {
@@ -72,7 +86,7 @@ def main(checkpoint: str) -> None:
         # 4. write
         with replace_file(Path(f"data/predictions/{checkpoint}.parquet")) as temporary:
             parquet.write_table(pa.Table.from_pylist(rows, benchmarks.SCHEMA), temporary)
-        wording = {name: benchmarks.wording(name, params.evaluate) for name in names}
+        wording = {name: benchmarks.wording(name, params.evaluate, judge) for name in names}
         asked = [protocol(params, model.template, name, how) for name, how in wording.items()]
         tables.write(checkpoint, asked, rows, entries, measures, shares(facts))
         metrics = headline(measures, scores.overall(entries))
@@ -80,6 +94,17 @@ def main(checkpoint: str) -> None:
         gate(checkpoint, params, measures)
         shown = ", ".join(f"{name} {value:.3f}" for name, value in list(metrics.items())[:3])
         print(f"evaluate: {checkpoint}: {shown}")
+        print(f"evaluate: {checkpoint}: {seconds(laps)}")
+        if judge:
+            print(f"evaluate: {checkpoint}: judge: {judge.report()}")
+        for note in benchmarks.notes(rows, judge):
+            print(f"note: {note}")
+
+
+def seconds(laps: list[tuple[str, float]]) -> str:
+    """What each part took, in words; each lap is named by the part that it ends."""
+    parts = [f"{name} {end - start:.0f} s" for (_, start), (name, end) in pairwise(laps)]
+    return ", ".join(parts)
 
 
 def held_out(role: str) -> list[dict]:
@@ -102,7 +127,7 @@ def protocol(params: Params, template: Template, name: str, wording: dict) -> di
         "template": params.prompt.template,
         "template_sha256": template.sha256,
         "system": params.prompt.system,
-        "max_new_tokens": params.evaluate.max_new_tokens,
+        "max_new_tokens": wording.get("max_new_tokens", params.evaluate.max_new_tokens),
         "dtype": weights.dtype,
         "quantization": weights.quantization,
     }

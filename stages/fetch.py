@@ -151,6 +151,20 @@ def splits_of(role: str, names: list[str]) -> dict[str, str | None]:
     return {name: "train" if split in ("train", None) else "validation" for name, split in found.items()}
 
 
+SHARD = re.compile(rf"(?:^|[._-])(?:{'|'.join(SPLITS)})(?=$|[._-])|-\d+-of-\d+(?:-[0-9a-f]+)?$")
+
+
+def subjects_in(names: list[str]) -> dict[str, str]:
+    """The subject of each file, where every subject is a folder or a file of its own; {} where none is."""
+    paths = [PurePosixPath(name) for name in names]
+    folders = [path.parent.name for path in paths]
+    if len(set(folders)) > 1:
+        return dict(zip(names, folders))
+    plain = ["_".join(SHARD.sub("", path.stem).strip("._-").split("-")) for path in paths]
+    plain = ["" if stem in SPLITS else stem for stem in plain]
+    return dict(zip(names, plain)) if len(set(plain)) > 1 else {}
+
+
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
@@ -185,7 +199,7 @@ def adapted(
     text.
     """
     splits, number = splits_of(role, names), 0
-    folders = {PurePosixPath(path).parent.name for path in names}
+    subjects = subjects_in(names) if role == "benchmarks" else {}
     for path in names:
         for row in tables.rows(root / path):
             if taken[number]:
@@ -196,10 +210,8 @@ def adapted(
                         "id": f"{name}:{number}" + (f".{part}" if len(found) > 1 else ""),
                         "split": splits[path],
                     }
-                    if role == "benchmarks" and not ours.get("subject") and len(folders) > 1:
-                        ours["subject"] = PurePosixPath(
-                            path
-                        ).parent.name  # every subject is a folder of its own
+                    if subjects.get(path) and not ours.get("subject"):
+                        ours["subject"] = subjects[path]
                     yield ours
             number += 1
 

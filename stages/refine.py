@@ -28,12 +28,12 @@ def main(item: str) -> None:
 
         with explained(f"refine-{item}"):
             if item == "continued":
-                data, settings, trainer = CONTINUED, params.sft, continued(params)
+                data, settings, trainer, own = CONTINUED, params.sft, continued(params), {}
             else:
-                data, settings = rows.DATA, params.preference
+                data, settings, own = rows.DATA, params.preference, rows.sampled_origin(params, PARENT)
                 trainer = trainers.build(params, item, PARENT, params.refinement.beta_factor)
-            origin = provenance(params, data, PARENT) | {"method": item}
-            train(trainer, f"refine-{item}", params, settings, origin)
+            origin = provenance(params, data, PARENT) | own
+            train(trainer, f"refine-{item}", params, settings, origin | {"method": item})
 
 
 def continued(params: Params) -> "SFTTrainer":

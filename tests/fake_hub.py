@@ -349,6 +349,81 @@ def arabicmmlu(rows: int) -> Files:
     }
 
 
+def judged_benchmarks(rows: int) -> dict[tuple[str, str], Files]:
+    """The benchmarks of the Open Arabic LLM Leaderboard and of culture and instructions, in the layouts that
+    their harnesses read: nested cells, JSON in cells, a folder for each subject or none.
+    """
+    words = WORDS[:rows]
+    free, closed = b"---\nlicense: apache-2.0\n---\n", b"---\nlicense: cc-by-nc-4.0\n---\n"
+    trust = {
+        f"{kind}/train-00000-of-00001.parquet": [
+            {
+                "Question": f"هل يجوز {kind} {word}؟",
+                "A": "أ) نعم",
+                "B": "ب) لا",
+                "C": "ج) ربما",
+                "Answer": "ب",
+            }
+            for word in some
+        ]
+        for kind, some in (("Ethics", words), ("Privacy", words[:3]))
+    }
+    madinah = (
+        "ID,Question,Context,Answer Key,Option 1,Option 2,Option 3,Option 4,Option 5,Subject,Level\n"
+        + "".join(
+            f"{i},ما إعراب {word}؟,نص {i // 2},A,فاعل,خبر,,,,Arabic Language,\n"
+            for i, word in enumerate(words)
+        )
+    )
+    ifeval = [
+        {"key": i, "prompt": f"اكتب عن {word} بلا فواصل في أقل من 90 كلمة.", "lang": ["ar"],
+            "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
+            "kwargs": '[{}, {"relation": "less than", "num_words": 90}]'}
+        for i, word in enumerate(words)
+    ]  # fmt: skip
+    rage = [
+        {
+            "question": f"ما لون {word}؟",
+            "candidates": [f"{word} أبيض.", f"{word} كبير."],
+            "gold_answer": "أبيض",
+        }
+        for word in words
+    ]
+    culture = [
+        {"first_statement": f"في بيتنا في {country} {word}", "country": country, "region": "Gulf",
+            "sub_topic": "بيت",
+            "options": {"arabic_keys": ["أ", "ب", "ج"], "english_keys": ["A", "B", "C"],
+                "text": ["نعم", "لا", "ربما"]},
+            "answer_key": {"arabic_answer_key": "ج", "english_answer_key": "C"}}
+        for country in ("UAE", "KSA") for word in words
+    ]  # fmt: skip
+    human = {
+        f"{subject}/test-00000-of-00001.parquet": table(
+            [
+                {"question": f"ما {subject} {word}؟", "choices": ["أ", "ب", "ت", "ث"], "answer": 2}
+                for word in words
+            ]
+        )
+        for subject in ("anatomy", "virology")
+    }
+    return {
+        ("dataset", "asas-ai/AraTrust-categorized"): {
+            "README.md": free, **{name: table(own) for name, own in trust.items()}
+        },
+        ("dataset", "MBZUAI/MadinahQA"): {
+            "README.md": closed, "Arabic Language (General)/test.csv": madinah.encode()
+        },
+        ("dataset", "MBZUAI/human_translated_arabic_mmlu"): {"README.md": b"", **human},
+        ("dataset", "MBZUAI/ArabCulture"): {
+            "README.md": closed, "data/test-00000-of-00001.parquet": table(culture)
+        },
+        ("dataset", "inceptionai/Arabic_IFEval"): {
+            "README.md": free, "data/train-00000-of-00001.parquet": table(ifeval)
+        },
+        ("dataset", "OALL/ALRAGE"): {"README.md": b"", "data/train-00000-of-00001.parquet": table(rage)},
+    }  # fmt: skip
+
+
 ARABICMMLU = "7aa530e2893ac420352b3f5c1a1310c010e9758b"  # the commit that params.yaml names
 
 
@@ -368,6 +443,7 @@ def tiny_hub(tokenizer: bytes) -> FakeHub:
             ("dataset", "riotu-lab/ArabicQA_2.1M"): arabicqa(60),
             ("dataset", "2A2I/Aya-Command.R-DPO"): aya(60),
         }
+        | judged_benchmarks(6)
     )
     hub.push("dataset", "MBZUAI/ArabicMMLU", arabicmmlu(20), ARABICMMLU)
     return hub

@@ -67,6 +67,20 @@ ARABICMMLU = {
 }
 LABELLED = {"Group": "Social Science", "Level": "Middle", "Country": "Egypt"}
 
+CULTURE = {
+    "first_statement": "يقدم الضيف ", "country": "UAE", "region": "Gulf", "sub_topic": "ضيافة",
+    "options": {"arabic_keys": ["أ", "ب", "ج"], "english_keys": ["A", "B", "C"],
+        "text": ["شايا", "قهوة ", "لبنا"]},
+    "answer_key": {"arabic_answer_key": "ب", "english_answer_key": "B"},
+}  # fmt: skip
+
+
+def ruled(*rules):
+    """An item of IFEval: ids and arguments in turn."""
+    pairs = [{"id": name, "arguments": given} for name, given in zip(rules[::2], rules[1::2])]
+    return catalog.question("س", [], None) | {"rules": [json.dumps(one) for one in pairs]}
+
+
 PUBLISHED = [
     ("cidar", {"index": 3, "instruction": "س", "output": "ج\r\n"}, catalog.instruction("س", "ج\r\n")),
     ("instar-500k", {"instruction": "س", "output": "ج", "system": "You", "task": "QA"},
@@ -133,6 +147,32 @@ PUBLISHED = [
         catalog.question("القاهرة عاصمة مصر", ["صح", "خطأ"], 0)),
     ("acva", {"question": "القاهرة عاصمة مصر", "answer": "ربما"}, "malformed"),
     ("arabic-exams", MMLU, EXAM),
+    ("mmlu-ht", {"question": "ما عاصمة مصر؟", "choices": EXAM["choices"], "answer": 1},
+        EXAM | {"subject": ""}),
+    ("mmlu-ht", {"question": "ما عاصمة مصر؟", "choices": EXAM["choices"], "answer": "B"}, "malformed"),
+    ("mmlu-ht", {"question": "ما عاصمة مصر؟", "choices": EXAM["choices"], "answer": 4}, "malformed"),
+    ("madinahqa", {**ARABICMMLU, "Context": "نص"},
+        EXAM | {"choices": ["تونس", "القاهرة"], "subject": "Geography", "context": "نص"}),
+    ("aratrust", {"Question": "س", "A": "أ) نعم", "B": "ب) لا", "C": "ج) ربما", "Answer": "ب"},
+        catalog.question("س", ["أ) نعم", "ب) لا", "ج) ربما"], 1)),
+    ("arabculture", CULTURE, catalog.question("يقدم الضيف ", ["شايا", "قهوة ", "لبنا"], 1, "ضيافة",
+        group="Gulf", country="UAE")),
+    ("arabculture", CULTURE | {name: json.dumps(CULTURE[name]) for name in ("options", "answer_key")},
+        catalog.question("يقدم الضيف ", ["شايا", "قهوة ", "لبنا"], 1, "ضيافة", group="Gulf", country="UAE")),
+    ("arabculture", CULTURE | {"answer_key": {"english_answer_key": "D"}}, "malformed"),
+    ("arabculture", {"first_statement": "س", "answer_key": {}}, "malformed"),
+    ("arabic-ifeval", {"key": 1, "prompt": "س", "instruction_id_list": ["punctuation:no_comma", "x:y"],
+        "kwargs": '[{}, {"n": 2, "relation": null}]', "lang": ["ar"]},
+        ruled("punctuation:no_comma", {}, "x:y", {"n": 2})),
+    ("marco-mif", {"key": 1, "prompt": "س", "instruction_id_list": ["x:y"], "kwargs": [{"n": 2, "m": None}]},
+        ruled("x:y", {"n": 2})),
+    ("marco-mif", {"prompt": "س", "instruction_id_list": ["x:y"], "kwargs": []}, "malformed"),
+    ("arabic-ifeval", {"prompt": "س", "instruction_id_list": ["x:y"], "kwargs": "[{"}, "malformed"),
+    ("alrage", {"question": "س", "candidates": [" نص", None, "آخر\n"], "gold_answer": "ج"},
+        catalog.question("س", [], None, context="نص, آخر") | {"references": ["ج"]}),
+    ("alrage", {"question": "س", "candidates": "نص\n\n آخر", "gold_answer": "ج"},
+        catalog.question("س", [], None, context="نص, آخر") | {"references": ["ج"]}),
+    ("alrage", {"question": "س", "candidates": [], "gold_answer": "ج"}, "empty"),
 ]  # fmt: skip
 
 
@@ -184,6 +224,16 @@ def test_a_folder_is_a_subject_where_there_are_several(tmp_path):
     assert rows[0]["choices"] == ["تونس", "القاهرة"]
     rows, _ = taken(tmp_path / "meta_ar_msa", "benchmarks", adapter="alghafa")
     assert [row["subject"] for row in rows] == [""]
+    assert fetch.subjects_in(["data/anatomy_test.csv", "data/world-religions-test.csv"]) == {
+        "data/anatomy_test.csv": "anatomy",
+        "data/world-religions-test.csv": "world_religions",
+    }
+    shards = [
+        f"data/{split}-0000{i}-of-00002-b2881e1b9f14c3b{i}.parquet"
+        for split in ("test", "dev")
+        for i in (0, 1)
+    ]
+    assert fetch.subjects_in(shards) == fetch.subjects_in(["All/test.csv", "All/dev.csv"]) == {}
 
 
 def test_contradictions_are_out_and_repetitions_stand_once():

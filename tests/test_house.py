@@ -12,7 +12,7 @@ ENTRIES = {name: entry.get("do", entry) for name, entry in STAGES.items()}
 # From below: a module imports from its own room and from lower floors. The scripts, stages/*.py, stand on top
 # and do not import each other.
 FLOORS = [
-    {"text"}, {"settings"}, {"builtin", "gate", "sources"}, {"model"}, {"console"}, {"training"},
+    {"text"}, {"settings"}, {"builtin", "gate", "sources"}, {"model"}, {"console"}, {"judge", "training"},
     {"evaluation", "preference"},
 ]  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -15,6 +15,7 @@ EVERY_STAGE = {
     *CHECKS,
     "fetch@instructions", "fetch@preferences", "fetch@continued", "fetch@benchmarks", "base",
     "format@instructions", "format@preferences", "format@continued", "report",
+    "sample@sft", "format@sampled-sft",
     "sft", "dpo", "evaluate@base", "evaluate@sft", "evaluate@dpo", "figures",
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from stages.settings.errors import Problem
 from stages.settings.files import write_json
 from stages.sources import catalog
 from stages.sources.catalog import ADAPTERS
+from stages.text import judging
 from tools import harness
 
 CITIES = ["تونس", "القاهرة", "دمشق ", "بغداد", "الرياض"]
@@ -129,6 +130,30 @@ def test_requests_equal_those_of_the_packaged_task(benchmark, shots, tmp_path):
     assert set(task.aggregation()) == ({"acc"} if benchmark == "arabicmmlu" else {"acc", "acc_norm"})
 
 
+CULTURE = {
+    "first_statement": " يقدم الضيف {قهوة}\n", "country": "UAE", "region": "Gulf", "sub_topic": "ضيافة",
+    "options": {"arabic_keys": ["أ", "ب", "ج"], "english_keys": ["A", "B", "C"],
+        "text": ["شايا ", "قهوة", "لبنا"]},
+    "answer_key": {"arabic_answer_key": "ب", "english_answer_key": "B"},
+}  # fmt: skip
+
+
+def test_arab_culture_is_asked_as_its_task_is_when_no_switch_is_set(tmp_path, monkeypatch):
+    for switch in ("COUNTRY", "REGION", "ARABIC", "MODEL_NAME"):
+        monkeypatch.delenv(switch, raising=False)
+    folder = Path(pytest.importorskip("lm_eval").__file__).parent / "tasks/arab_culture"
+    parquet.write_table(pa.Table.from_pylist([CULTURE, CULTURE]), tmp_path / "test.parquet")
+    table = {"include": str(folder / "arab_culture_uae.yaml"), "task": "mine", "dataset_path": "parquet",
+        "dataset_name": None, "dataset_kwargs": {"data_files": {"test": "test.parquet"}}}  # fmt: skip
+    YAML().dump(table, tmp_path / "mine.yaml")
+    theirs, task = requests_of(tmp_path, 0)
+    (item, _) = canonical("arabculture", [CULTURE, CULTURE])
+    ours = protocols.ask("arabculture", item, "lm-eval", [])
+    assert [(ours.prompt, option) for option in ours.options] == theirs[0]
+    assert task.doc_to_target(next(iter(task.test_docs()))) == ours.answers[item["answer"]]
+    assert protocols.ask("arabculture", item, "lm-eval", [item]).prompt == f"{ours.prompt}B\n\n{ours.prompt}"
+
+
 # --- lighteval ----------------------------------------------------------------------------------------------
 
 # The prompts of lighteval 0.13.0: PromptManager().prepare_prompt on the Docs that
@@ -139,6 +164,11 @@ SCHOOL = "الأسئلة التالية هي أسئلة متعددة الإخت�
 DOTS = "أ. تونس\nب. القاهرة\nج. دمشق\nد. بغداد\n"
 BRACKETS = " أ) تونس\n\n ب) القاهرة\n\n ج) دمشق\n\n د) بغداد\n"
 FIVE = f"ما عاصمة السعودية؟ \n{DOTS}هـ. الرياض\nالإجابة:"
+GROUNDED = "بناءً على السياق أدناه، اختر الإجابة الصحيحة للسؤال التالي من قائمة الأجوبة:\n\n\n\n"
+THREE = (
+    "السؤال التالي هو سؤال متعدد الإختيارات. اختر الإجابة الصحيحة: أ، ب أو ج. \n\n\n\nما حكم الغش؟ \n"
+    "أ) جائز\nب) ممنوع \nج) لا أعرف\nالإجابة:"
+)
 NUMBERS = "0) تونس\n1) القاهرة\n2) دمشق\nالإجابة:"
 
 
@@ -184,6 +214,30 @@ GOLDEN = [
         "السؤال:  تونس عاصمة مصر\nالإجابة: خطأ\n\nالسؤال: القاهرة عاصمة مصر \nالإجابة:",
         ["صح", "خطأ"],
     ),
+    (
+        "mmlu-ht", {"question": " ما عاصمة مصر؟ ", "choices": ["تونس", "القاهرة"], "answer": 1},
+        [{"question": "ما عاصمة تونس؟", "choices": ["تونس", "القاهرة"], "answer": 0}],
+        f"{GENERAL}ما عاصمة مصر؟ \n1. تونس\n2. القاهرة\nالإجابة:",
+        f"{GENERAL}ما عاصمة تونس؟\n1. تونس\n2. القاهرة\nالإجابة: 1\n\nما عاصمة مصر؟ \n1. تونس\n2. القاهرة\n"
+        "الإجابة:",
+        ["1", "2"],
+    ),
+    (
+        "madinahqa", arabicmmlu("ما عاصمة مصر؟", "B", 2, " نص\n"),
+        [arabicmmlu("ما عاصمة تونس؟", "A", 2, "نص آخر")],
+        f"{GROUNDED}السياق:\n نص\n\nالسؤال:\nما عاصمة مصر؟\nأ. تونس\nب. القاهرة\nالإجابة:",
+        f"{GROUNDED}السياق:\nنص آخر\nالسؤال:\nما عاصمة تونس؟\nأ. تونس\nب. القاهرة\nالإجابة: أ\n\n"
+        "السياق:\n نص\n\nالسؤال:\nما عاصمة مصر؟\nأ. تونس\nب. القاهرة\nالإجابة:",
+        ["أ", "ب"],
+    ),
+    (
+        "aratrust", {"Question": "ما حكم الغش؟ ", "A": "أ) جائز", "B": "ب) ممنوع ", "C": "ج) لا أعرف",
+            "Answer": "ب"},
+        [],
+        THREE,
+        THREE,
+        ["أ", "ب", "ج"],
+    ),
 ]  # fmt: skip
 
 
@@ -196,6 +250,23 @@ def test_requests_equal_those_of_lighteval(benchmark, row, examples, alone, show
         assert request.options == options
     if benchmark == "arabicmmlu":
         assert request.lengths == [1, 1, 1, 1, 2]  # lighteval divides by them: its هـ counts half
+
+
+def test_answers_from_passages_are_asked_and_judged_as_in_lighteval():
+    """prompt_manager's chat turn, Doc.query and judge_template of lighteval 0.13.0's alrage_qa."""
+    row = {"question": " ما العاصمة؟", "candidates": ["نص أول ", "نص ثان"], "gold_answer": "القاهرة"}
+    (item,) = canonical("alrage", [row])
+    how = protocols.OPEN["alrage"]
+    asked = "بناءً على السياقات المقترحة التالية، اجب عن السؤال التالي"
+    rest = "السؤال:\n ما العاصمة؟\n\nالسياقات المقترحة:\nنص أول, نص ثان"
+    assert (how.wording(item), how.judged(item), how.tokens) == (asked + rest, f"{asked}\n\n{rest}\n", 200)
+    system, user = judging.score_messages(how.judged(item), "لا أعرف", "القاهرة")
+    assert user["content"] == (
+        f"السؤال: {asked}\n\n{rest}\n\n\nالإجابة المقدمة: لا أعرف\n\nالإجابة الصحيحة: القاهرة\n\n"
+        "أعط تقييماً من 0 إلى 10:\n0-2: إجابة خاطئة تماماً\n3-4: إجابة جزئية مع أخطاء\n5-6: إجابة متوسطة\n"
+        "7-8: إجابة جيدة\n9-10: إجابة ممتازة\n\nاكتب رقماً فقط من 0 إلى 10 بدون أي نص إضافي:"
+    )
+    assert system["content"].startswith("أنت مقيّم محايد خبير باللغة العربية. يجب عليك:\n1. تقييم دقة")
 
 
 # --- what no harness has ------------------------------------------------------------------------------------

@@ -169,3 +169,44 @@ def test_equals_are_not_called_worse_than_the_best_of_them():
         for family in errors:
             errors[family] += min(statistics.holm(p, family)) < 0.05
     assert errors[45] <= 0.05 * 400 < errors[None]
+
+
+# --- clusters and groups ------------------------------------------------------------------------------------
+
+
+def test_a_clustered_standard_error_is_that_of_a_regression_on_a_constant():
+    rng = np.random.default_rng(3)
+    clusters = rng.integers(0, 12, 90)
+    for scores in (rng.random(90), (rng.random(12)[clusters] > 0.5).astype(float)):
+        fitted = (
+            pytest.importorskip("statsmodels.api")
+            .OLS(scores, np.ones(90))
+            .fit(cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False})
+        )
+        assert statistics.clustered(scores, list(clusters)) == pytest.approx(fitted.bse[0], rel=1e-9)
+
+
+def test_items_on_one_passage_tell_less():
+    hits, passages = [1.0, 1.0, 0.0, 0.0] * 10, [i // 2 for i in range(40)]
+    alone, shared = statistics.proportion(hits), statistics.proportion(hits, passages)
+    assert (shared["value"], shared["n"]) == (alone["value"], 40)
+    assert shared["stderr"] == pytest.approx(alone["stderr"] * 2**0.5, abs=1e-4)
+    # the interval of the 20 independent items that there are
+    assert (shared["ci_low"], shared["ci_high"]) == tuple(
+        statistics.proportion([1, 0] * 10)[bound] for bound in ("ci_low", "ci_high")
+    )
+    assert statistics.proportion(hits, list(range(40))) == alone  # nothing is shared
+    assert statistics.proportion([1.0] * 40, passages)["ci_low"] == statistics.proportion([1] * 20)["ci_low"]
+    values = [0.1, 0.1, 0.9, 0.9]
+    assert statistics.mean(values, ["a", "a", "b", "b"])["stderr"] > statistics.mean(values)["stderr"]
+    assert statistics.mean(values, ["a"] * 4) == {
+        "value": 0.5, "stderr": None, "ci_low": None, "ci_high": None, "n": 4
+    }  # fmt: skip
+
+
+def test_a_macro_average_counts_every_group_alike():
+    groups = [statistics.proportion([1] * 9 + [0]), statistics.proportion([0, 1])]
+    found = statistics.macro(groups)
+    assert (found["value"], found["n"]) == (0.7, 12)
+    assert found["stderr"] == pytest.approx((0.1 * 0.9 * 0.1 + 0.5 * 0.5 / 2) ** 0.5 / 2, abs=1e-4)
+    assert statistics.macro([statistics.mean([0.25]), groups[0]])["stderr"] is None

@@ -104,7 +104,7 @@ def export(folder: Path, benchmark: str, asked: argparse.Namespace) -> pa.Table:
     with replace_file(folder / f"{task}.parquet") as temporary:
         parquet.write_table(table, temporary)
     with replace_file(folder / f"{task}.yaml") as temporary:
-        YAML().dump(definition(task, asked.style), temporary)
+        YAML().dump(definition(task, how.delimiter), temporary)
     asks = (
         f"as {how.task} of {protocols.HARNESSES[asked.style]}"
         if how.task
@@ -134,7 +134,7 @@ def questions(benchmark: str, style: str, shots: int) -> Iterator[Row]:
             }  # fmt: skip
 
 
-def definition(task: str, style: str) -> dict:
+def definition(task: str, delimiter: str) -> dict:
     """The harness's task file. What is no template but the name of a column is taken from it as it is."""
     return {
         "task": task,
@@ -147,7 +147,7 @@ def definition(task: str, style: str) -> dict:
         "doc_to_text": "query",
         "doc_to_choice": "choices",
         "doc_to_target": "gold",
-        "target_delimiter": " " if style == "lm-eval" else "",
+        "target_delimiter": delimiter,
         "num_fewshot": 0,  # the worked examples are part of the query
         "metric_list": [
             {"metric": metric, "aggregation": "mean", "higher_is_better": True}

@@ -1,23 +1,44 @@
 """The scores of every evaluated checkpoint in one table.
 
 python -m tools.scores [--parts]        --parts: by subject, group, level and country, too
+python -m tools.scores --leaderboard    as the Open Arabic LLM Leaderboard (v2) adds them up, with what is
+                                        missing
 """
 
+import argparse
 import sys
 from pathlib import Path
+from statistics import fmean
 
 from stages.settings.files import read_json
 
 METRICS = Path("metrics")
+LEADERBOARD = {  # its columns, and our names
+    "AlGhafa": "alghafa", "ArabicMMLU": "arabicmmlu", "EXAMS": "arabic-exams", "MadinahQA": "madinahqa",
+    "AraTrust": "aratrust", "ALRAGE": "alrage", "ArbMMLU-HT": "mmlu-ht",
+}  # fmt: skip
+# How it asks: each setting of a benchmark's protocol that another value makes another score.
+ASKED = {"style": "oall", "shots": 0, "chat": False}
 
 
-def main(parts: bool) -> None:
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m tools.scores", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--parts", action="store_true", help="by subject, group, level and country, too")
+    kind.add_argument("--leaderboard", action="store_true")
+    asked = parser.parse_args(arguments)
     names = ["base", "sft", "dpo", *sorted(path.stem for path in METRICS.glob("refine-*.json"))]
-    found = {name: table(name) for name in names if (METRICS / f"tables/{name}.json").exists()}
-    if not found:
+    tables = {name: read_json(path) for name in names if (path := METRICS / f"tables/{name}.json").exists()}
+    if not tables:
         sys.exit("error: no metrics/tables/<checkpoint>.json yet: run `dvc repro`")
+    if asked.leaderboard:
+        print("\n".join(leaderboard(tables)))
+        return
+    found = {name: table(own) for name, own in tables.items()}
     titles = list(dict.fromkeys(title for cells in found.values() for title in cells))
-    shown = [title for title in titles if parts or not title.startswith(" ")]
+    shown = [title for title in titles if asked.parts or not title.startswith(" ")]
     width = max(map(len, shown))
     print(f"{'':{width}}" + "".join(f"{name:>18}" for name in found))
     for title in shown:
@@ -25,21 +46,76 @@ def main(parts: bool) -> None:
     print("± is one standard error; [ ] what blind guessing reaches")
 
 
-def table(name: str) -> dict[str, str]:
+# --- the leaderboard ----------------------------------------------------------------------------------------
+
+
+def leaderboard(tables: dict[str, dict]) -> list[str]:
+    """A line per checkpoint, in %, and what keeps each cell from being there. The average is of all seven."""
+    rows, missing = {}, {}
+    for name, own in tables.items():
+        cells = {}
+        for title, benchmark in LEADERBOARD.items():
+            reason = unlike(own, benchmark)
+            if reason:
+                missing.setdefault(f"{title} ({benchmark}): {reason}", []).append(name)
+            else:
+                cells[title] = 100 * task_average(own, benchmark)
+        rows[name] = cells
+    width = max(map(len, [*rows, "checkpoint"]))
+    titles = ["Average", *LEADERBOARD]
+    lines = [f"{'checkpoint':{width}}" + "".join(f"{title:>12}" for title in titles)]
+    for name, cells in rows.items():
+        average = {"Average": fmean(cells.values())} if len(cells) == len(LEADERBOARD) else {}
+        shown = average | cells
+        lines.append(
+            f"{name:{width}}"
+            + "".join(f"{shown[title]:12.2f}" if title in shown else f"{'–':>12}" for title in titles)
+        )
+    lines += [f"- {reason}: {', '.join(names)}" for reason, names in missing.items()]
+    lines.append(
+        "%, the mean over a benchmark's tasks; faulty items, which the leaderboard counts, are left out"
+    )
+    return lines
+
+
+def unlike(tables: dict, benchmark: str) -> str:
+    """Why a benchmark's score is not the leaderboard's; "" where it is."""
+    if not any(entry["benchmark"] == benchmark for entry in tables["scores"]):
+        asked = any(protocol["benchmark"] == benchmark for protocol in tables["protocol"])
+        return "no score: name a judge in evaluate.judge" if asked else "not among the mixture's benchmarks"
+    (protocol,) = (one for one in tables["protocol"] if one["benchmark"] == benchmark)
+    if "judge" in protocol:
+        return (
+            "" if protocol["judge"]["kind"] == "chat" else f"judged by {protocol['judge']['kind']}, not chat"
+        )
+    other = [f"evaluate.{key} is {protocol[key]}" for key, value in ASKED.items() if protocol[key] != value]
+    return ", ".join(other)
+
+
+def task_average(tables: dict, benchmark: str) -> float:
+    """Over what the harness has for tasks: subjects, of ArabicMMLU by level; the plain score where all are of
+    one size.
+    """
+    own = [entry for entry in tables["scores"] + tables["slices"] if entry["benchmark"] == benchmark]
+    found = {entry["name"]: entry["value"] for entry in own if entry["slice"] in ("all", "macro")}
+    return found.get("subject and level", found.get("subject", found.get("")))
+
+
+def table(tables: dict) -> dict[str, str]:
     """A checkpoint's numbers by title; those of a benchmark's parts are indented below it."""
     cells = {}
-    tables = read_json(METRICS / f"tables/{name}.json")
     benchmarks = [entry["benchmark"] for entry in tables["scores"]]
     entries = sorted(
         tables["scores"] + tables["slices"], key=lambda entry: benchmarks.index(entry["benchmark"])
     )
     for entry in entries:
         chance = f" [{entry['chance']:.2f}]" if entry.get("chance") else ""
-        whole = entry["slice"] == "all"
-        title = (
-            f"{entry['benchmark']}{chance}"
-            if whole
-            else f"  {entry['benchmark']}, {entry['slice']}: {entry['name']}{chance}"
+        titles = {
+            "all": f"{entry['benchmark']}{chance}",
+            "macro": f"{entry['benchmark']}, mean over {entry['name']}{chance}",
+        }
+        title = titles.get(
+            entry["slice"], f"  {entry['benchmark']}, {entry['slice']}: {entry['name']}{chance}"
         )
         cells[title] = f"{entry['value']:.3f}" + (
             "" if entry["stderr"] is None else f" ± {entry['stderr']:.3f}"
@@ -49,4 +125,4 @@ def table(name: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(parts="--parts" in sys.argv[1:])
+    main(sys.argv[1:])

@@ -3,11 +3,13 @@
 Multiple-choice questions are asked as protocols.py words them. The built-in skills are asked four ways: as a
 chat turn whose greedy answer is read, after worked examples without chat markup (the fair way to ask a base
 model), as a choice between given answers, and by the form of the answer. A question without choices is
-answered as a chat turn, and scored where the data holds an answer.
+answered as a chat turn, and scored where the data holds an answer or rules for one, or by a judge.
 """
 
+import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
+from itertools import repeat
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,11 +19,15 @@ from stages.builtin import skills
 from stages.evaluation import health, protocols
 from stages.evaluation.candidate import Candidate
 from stages.evaluation.protocols import Request
+from stages.judge import instructions
+from stages.judge.answered import Answered
+from stages.judge.judges import Judge
 from stages.model.generation import Answer
 from stages.settings.params import Evaluate
 
 FOLDER = Path("data/raw/benchmarks")
 SKILLS_SHOTS = 3
+UNSUPPORTED = "unsupported_instruction"
 TEXT, NUMBER, COUNT, FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 SCHEMA = pa.schema({
     "benchmark": TEXT, "id": TEXT, "rotation": COUNT, "subject": TEXT, "group": TEXT, "level": TEXT,
@@ -51,8 +57,8 @@ def load(name: str, split: str) -> tuple[list[dict], list[dict]]:
     return [row for row in rows if row["split"] == wanted and row["question"] is not None], rows
 
 
-def ask(candidate: Candidate, name: str, settings: Evaluate) -> list[dict]:
-    """A row of predictions for every item of a benchmark."""
+def ask(candidate: Candidate, name: str, settings: Evaluate, judge: Judge | None = None) -> list[dict]:
+    """A row of predictions for every item of a benchmark, and for every further score of its answer."""
     items, rows = load(name, settings.split)
     if name == "skills":
         return ask_skills(candidate, items, rows)
@@ -61,7 +67,7 @@ def ask(candidate: Candidate, name: str, settings: Evaluate) -> list[dict]:
         [item for item in items if not item["choices"]],
     )
     examples = protocols.examples_for(name, settings.style, rows, settings.shots)
-    found = ask_open(candidate, name, open_)
+    found = ask_open(candidate, name, open_, judge)
     for rotation in range(
         max((len(item["choices"]) for item in closed), default=0) if settings.rotate else 1
     ):
@@ -74,10 +80,13 @@ def ask(candidate: Candidate, name: str, settings: Evaluate) -> list[dict]:
     return found
 
 
-def wording(name: str, settings: Evaluate) -> dict:
-    """How its multiple-choice questions are put, for the record."""
+def wording(name: str, settings: Evaluate, judge: Judge | None = None) -> dict:
+    """How its questions are put, for the record."""
     if name == "skills":
         return {"shots": SKILLS_SHOTS, "chat": True}
+    if name in protocols.OPEN:
+        how, judged = protocols.OPEN[name], {"judge": judge.record} if judge else {}
+        return {"chat": True, "shots": 0, "wording_of": how.task, "max_new_tokens": how.tokens, **judged}
     how = protocols.protocol(name, settings.style)
     equal = f"{protocols.HARNESSES[settings.style]}, {how.task}" if how.task and not settings.chat else None
     return {
@@ -132,25 +141,93 @@ def choice_of(item: dict, logps: list[float]) -> dict:
 
 def row_of(benchmark: str, item: dict) -> dict:
     copied = ("id", "subject", "group", "level", "country", "question", "fault")
-    return {"benchmark": benchmark, "source": benchmark} | {name: item[name] for name in copied}
+    # Items on one passage are answered right or wrong together: their standard errors are clustered by it.
+    shared = {"source": benchmark, "item": item["id"], "cluster": item.get("context", "")}
+    return {"benchmark": benchmark} | shared | {name: item[name] for name in copied}
 
 
 # --- an answer in words -------------------------------------------------------------------------------------
 
 
-def ask_open(candidate: Candidate, name: str, items: list[dict]) -> list[dict]:
-    """Scored by exact match and F1 where there are references; where there are none, the answers are there to
-    be read.
+def ask_open(candidate: Candidate, name: str, items: list[dict], judge: Judge | None = None) -> list[dict]:
+    """Scored by the rules that an item brings; else by exact match and F1 where there are references, and by
+    the judge if there is one, which alone scores what its harness has judged. Where there is nothing, the
+    answers are there to be read.
     """
-    prompts = [candidate.chat("\n".join(filter(None, (item["context"], item["question"])))) for item in items]
+    how = protocols.OPEN.get(name)
+    put = how.wording if how else protocols.open_question
+    prompts = [candidate.chat(put(item)) for item in items]
+    answers = candidate.answers(prompts, name, limit=how.tokens if how else None)
+    pairs = [(item, answer) for item, answer in zip(items, answers) if not item.get("rules")]
+    verdicts = iter(judged(judge, name, pairs)) if judge and pairs else repeat(None)
     rows = []
-    for item, answer in zip(items, candidate.answers(prompts, name)):
+    for item, answer in zip(items, answers):
         row, references = row_of(name, item) | {"answer": answer.text}, item["references"] or []
+        if item.get("rules"):
+            rows += by_rules(row | answered(answer), item)
+            continue
         if references:
-            row |= {"reference": references[0], "score": health.exact_match(answer.text, references)}
+            row["reference"] = references[0]
+        if how:
+            rows.append(row | answered(answer) | {"score": next(verdicts)})
+            continue
+        if references:
+            row["score"] = health.exact_match(answer.text, references)
             rows.append(row | {"benchmark": f"{name}_f1", "score": health.f1(answer.text, references)})
         rows.append(row | answered(answer))
+        if judge:
+            rows.append(row | {"benchmark": f"{name}_judged", "score": next(verdicts)})
     return rows
+
+
+def by_rules(row: dict, item: dict) -> list[dict]:
+    """IFEval's four scores: of a prompt whether all its instructions are kept, and of each instruction
+    whether it is, strictly and loosely. An item with an instruction that no rule checks has a fault.
+    """
+    try:
+        strict, loose = instructions.check(item["question"], item["rules"], row["answer"])
+    except instructions.Unsupported as unsupported:
+        return [row | {"fault": row["fault"] or UNSUPPORTED, "reference": str(unsupported)}]
+    short = {name: value for name, value in row.items() if name not in ("tokens", "stopped")}
+    rows = [row | {"score": float(all(strict))}]
+    rows += [short | {"benchmark": f"{row['benchmark']}_loose", "score": float(all(loose))}]
+    for kind, kept in (("instructions", strict), ("instructions_loose", loose)):
+        for number, (rule, one) in enumerate(zip(map(json.loads, item["rules"]), kept), 1):
+            rows.append(
+                short
+                | {"benchmark": f"{row['benchmark']}_{kind}", "id": f"{item['id']}.{number}"}
+                | {"subject": rule["id"], "cluster": item["id"], "score": float(one)}
+            )
+    return rows
+
+
+def judged(judge: Judge, name: str, pairs: list[tuple[dict, Answer]]) -> list[float | None]:
+    """The judge's number for each answer; None where it gave no verdict."""
+    how = protocols.OPEN.get(name)
+    show = how.judged if how else protocols.open_question
+    given = [Answered(show(item), answer.text, item["references"] or []) for item, answer in pairs]
+    return judge.scores(given, name)
+
+
+def notes(rows: list[dict], judge: Judge | None) -> list[str]:
+    """What was asked and has no score, though it should, and why."""
+    asked, unscored = Counter(), Counter()
+    for row in rows:
+        if row["benchmark"] in protocols.OPEN:
+            asked[row["benchmark"]] += 1
+            unscored[row["benchmark"]] += row["score"] is None and row["fault"] is None
+    faults = [row for row in rows if row["fault"] == UNSUPPORTED]
+    found = [
+        f"{name}: {count:,} of {asked[name]:,} answers have no score: "
+        + ("the judge gave no verdict" if judge else "name a judge in evaluate.judge")
+        for name, count in unscored.items()
+        if count
+    ]
+    if faults:
+        found.append(
+            f"{len(faults):,} items ask for what no rule checks; {faults[0]['id']}: {faults[0]['reference']}"
+        )
+    return found
 
 
 def answered(answer: Answer) -> dict:

@@ -31,11 +31,15 @@ class Candidate:
     def chat(self, question: str) -> str:
         return self.template.render([{"role": "user", "content": question}], self.system)
 
-    def answers(self, prompts: list[str], title: str, stops: list[int] | None = None) -> list[Answer]:
-        """Greedy answers. They end at the template's stop token, or at one of `stops`."""
+    def answers(
+        self, prompts: list[str], title: str, stops: list[int] | None = None, limit: int | None = None
+    ) -> list[Answer]:
+        """Greedy answers of at most `limit` tokens, evaluate.max_new_tokens where a benchmark sets none. They
+        end at the template's stop token, or at one of `stops`.
+        """
         stops = stops or [self.tokenizer.eos_token_id]
         return generation.generate(
-            self.model, self.tokenizer, prompts, stops, self.limit, f"{self.name}: {title}"
+            self.model, self.tokenizer, prompts, stops, limit or self.limit, f"{self.name}: {title}"
         )
 
     def choices(

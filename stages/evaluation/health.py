@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 from statistics import fmean, median
 
+from stages.judge.reference import exact_match as exact_match
+from stages.judge.reference import f1 as f1
 from stages.model.generation import Answer
 from stages.text import arabic
 from stages.text.prompts import TEMPLATES
@@ -72,31 +74,3 @@ def share(script: re.Pattern, text: str) -> float:
     """Of the letters in a text, those of a script."""
     letters = sum(map(len, arabic.LETTERS.findall(text)))
     return sum(map(len, script.findall(text))) / letters if letters else 0.0
-
-
-# --- answers to questions that have a right one -------------------------------------------------------------
-
-
-def exact_match(answer: str, references: list[str]) -> float:
-    """1 where the answer is one of the references, as `essence` compares them; else 0."""
-    return float(essence(answer) in map(essence, references))
-
-
-def f1(answer: str, references: list[str]) -> float:
-    """The best overlap with a reference: harmonic mean of precision and recall of words, as SQuAD scores
-    (arXiv 1606.05250).
-    """
-    return max((overlap(essence(answer), essence(reference)) for reference in references), default=0.0)
-
-
-def overlap(found: list[str], wanted: list[str]) -> float:
-    common = (Counter(found) & Counter(wanted)).total()
-    return 2 * common / (len(found) + len(wanted)) if common else float(found == wanted)
-
-
-def essence(text: str) -> list[str]:
-    """A text's words without tashkeel, punctuation, variants of spelling and the article: SQuAD drops "the",
-    Arabic joins its ال.
-    """
-    spoken = [word for word in arabic.words(text) if word != arabic.LINE_END]
-    return [word[2:] if word.startswith("ال") and len(word) > 4 else word for word in spoken]

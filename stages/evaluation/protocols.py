@@ -94,6 +94,34 @@ def reading(item: Item) -> tuple[str, str]:
     return instruction, f"\nالسياق:\n{item['context']}\nالسؤال:\n{dotted(item)}"
 
 
+def three_letters(item: Item) -> tuple[str, str]:
+    """AraTrust's choices bring their letters with them."""
+    listed = "".join(f"{choice}\n" for choice in item["choices"])
+    return (
+        "السؤال التالي هو سؤال متعدد الإختيارات. اختر الإجابة الصحيحة: أ، ب أو ج. \n\n",
+        f"{item['question']}\n{listed}الإجابة:",
+    )
+
+
+def counted(item: Item) -> tuple[str, str]:
+    listed = "".join(f"{i}. {choice}\n" for i, choice in enumerate(item["choices"], 1))
+    return plain(item)[0], f"{item['question']}\n{listed}الإجابة:"
+
+
+def cultural(item: Item) -> tuple[str, str]:
+    """ArabCulture as its task asks it when nothing is set: in English, with neither country nor region.
+
+    The task's switches COUNTRY, REGION and ARABIC look on by default, but it compares them with the text
+    "True", which only an environment variable is.
+    """
+    listed = "".join(f"{letter}. {choice.strip()}\n" for letter, choice in zip(LATIN, item["choices"]))
+    return "", (
+        "\nYou are tasked with selecting the most culturally appropriate option based on the context "
+        f"provided below.\n\nStatement: {item['question'].strip()}\n\nConsider the cultural nuances and "
+        f"choose the most suitable response from the options provided.\n\nOptions:\n{listed}\n"
+    )
+
+
 def four_letters(item: Item) -> tuple[str, str]:
     return "السؤال التالي هو سؤال متعدد الإختيارات. اختر الإجابة الصحيحة: أ، ب، ج، أو د... إلخ. \n\n", dotted(
         item
@@ -133,10 +161,11 @@ def statement(item: Item) -> tuple[str, str]:
 class Protocol:
     """How a benchmark is asked in one style.
 
-    `answers` are "letters", "indices" (from 0) or the choices' "text". `task` is the harness task that asks
-    byte for byte so, None where there is none. `normalise` is of the main score, what the harness reports as
-    acc ("none") or acc_norm ("characters"). `examples_of` are the columns that a worked example must share
-    with the item: a harness has a task, with examples of its own, for each of their values.
+    `answers` are "letters", "indices" (from 0), "numbers" (from 1) or the choices' "text". `task` is the
+    harness task that asks byte for byte so, None where there is none. `normalise` is of the main score, what
+    the harness reports as acc ("none") or acc_norm ("characters"). `examples_of` are the columns that a
+    worked example must share with the item: a harness has a task, with examples of its own, for each of
+    their values.
     """
 
     wording: Callable[[Item], tuple[str, str]]
@@ -146,6 +175,7 @@ class Protocol:
     context: bool
     task: str | None
     examples_of: tuple[str, ...] = ()
+    delimiter: str = ""  # between a question and its answer
 
 
 def lm_eval(
@@ -154,12 +184,13 @@ def lm_eval(
     task: str | None,
     examples_of: tuple[str, ...] = (),
     language: str = "Arabic",
+    delimiter: str = " ",
 ) -> Protocol:
     """Its tasks report acc, and but for ArabicMMLU's acc_norm, which differs from acc only where options
     differ in length.
     """
     normalise = "characters" if answers == "text" else "none"
-    return Protocol(wording, language, answers, normalise, wording is english, task, examples_of)
+    return Protocol(wording, language, answers, normalise, wording is english, task, examples_of, delimiter)
 
 
 def oall(wording: Callable, answers: str, task: str | None, examples_of: tuple[str, ...] = ()) -> Protocol:
@@ -193,6 +224,54 @@ OTHERS = {
     "lm-eval": lm_eval(english, "letters", None, language="English"),
     "oall": oall(reading, "letters", None),
 }
+# Of these one of the two harnesses has a task.
+PROTOCOLS |= {
+    "mmlu-ht": OTHERS | {"oall": oall(counted, "numbers", "arabic_mmlu_ht", ("subject",))},
+    "madinahqa": OTHERS | {"oall": oall(reading, "letters", "madinah_qa", ("subject",))},
+    "aratrust": OTHERS | {"oall": oall(three_letters, "letters", "aratrust", ("subject",))},
+    "arabculture": OTHERS | {
+        "lm-eval": lm_eval(cultural, "letters", "arab_culture", ("country",), "English", delimiter="")
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OpenProtocol:
+    """How a question without choices is asked in a harness: as a chat turn, with answers of at most `tokens`.
+
+    `judged` is the question as the harness shows it to its judge.
+    """
+
+    wording: Callable[[Item], str]
+    judged: Callable[[Item], str]
+    task: str
+    tokens: int
+
+
+def open_question(item: Item) -> str:
+    return "\n".join(filter(None, (item["context"], item["question"])))
+
+
+GROUNDED = "بناءً على السياقات المقترحة التالية، اجب عن السؤال التالي"
+
+
+def grounded(item: Item) -> str:
+    """ALRAGE; lighteval's chat turn strips the blanks between instruction and question, too."""
+    return f"{GROUNDED}السؤال:\n{item['question']}\n\nالسياقات المقترحة:\n{item['context']}".strip()
+
+
+def judged_grounded(item: Item) -> str:
+    return f"{GROUNDED}\n\nالسؤال:\n{item['question']}\n\nالسياقات المقترحة:\n{item['context']}\n"
+
+
+OPEN = {
+    "alrage": OpenProtocol(grounded, judged_grounded, "lighteval 0.13.0, alrage_qa", 200),
+    # The harness has the English task alone; its prompts are chat turns as they stand, its answers this long.
+    **dict.fromkeys(
+        ("arabic-ifeval", "marco-mif"),
+        OpenProtocol(open_question, open_question, "lm-evaluation-harness 0.4.13, ifeval", 1280),
+    ),
+}
 
 
 def protocol(benchmark: str, style: str) -> Protocol:
@@ -215,8 +294,11 @@ def ask(benchmark: str, item: Item, style: str, examples: list[Item]) -> Request
     answers = options_of(benchmark, item, how)
     instruction, body = how.wording(item)
     if style == "lm-eval":
-        shots = "".join(f"{''.join(how.wording(shot))} {gold(benchmark, shot, how)}\n\n" for shot in examples)
-        return Request(f"{shots}{instruction}{body}", answers, " ", how.normalise, apart=False)
+        shots = "".join(
+            f"{''.join(how.wording(shot))}{how.delimiter}{gold(benchmark, shot, how)}\n\n"
+            for shot in examples
+        )
+        return Request(f"{shots}{instruction}{body}", answers, how.delimiter, how.normalise, apart=False)
     shots = [f"{bare(*how.wording(shot))} {gold(benchmark, shot, how).strip()}" for shot in examples]
     prompt = "\n\n".join([*([instruction] if instruction else []), *shots, bare(instruction, body)])
     return Request(prompt, answers, "", how.normalise, apart=True)
@@ -233,13 +315,14 @@ def gold(benchmark: str, shot: Item, how: Protocol) -> str:
 
 def options_of(benchmark: str, item: Item, how: Protocol) -> list[str]:
     """What stands for each choice in an answer."""
-    count, letters = len(item["choices"]), LATIN if how.wording is english else ARABIC
+    count, letters = len(item["choices"]), LATIN if how.language == "English" else ARABIC
     if not 0 < count <= len(letters):
         raise Problem(
             f"{benchmark}: {item['id']} has {count} choices, which cannot be asked as multiple choice: "
             "leave it out"
         )
     named = {"letters": letters[:count], "indices": [str(i) for i in range(count)], "text": item["choices"]}
+    named["numbers"] = [str(i) for i in range(1, count + 1)]
     return list(named[how.answers])
 
 

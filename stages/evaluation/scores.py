@@ -41,8 +41,28 @@ def of_benchmark(name: str, rows: list[dict]) -> Iterable[dict]:
             groups[row.get(part) or ""].append(row)
         if len(groups) > 1:
             yield from (entry(name, part, label, own) for label, own in groups.items() if label)
+    yield from macro_averages(name, clean)
     if clean and len(rows) > len(first):
         yield from of_rotations(name, rows)
+
+
+def macro_averages(name: str, rows: list[dict]) -> Iterable[dict]:
+    """The mean over subjects, and over what harnesses take for tasks (of ArabicMMLU subject and level), where
+    it is another number than that over items: where the groups differ in size.
+    """
+    seen = []
+    for columns in (("subject",), ("subject", "level")):
+        groups = defaultdict(list)
+        for row in rows:
+            groups[tuple(row.get(column) or "" for column in columns)].append(row)
+        sizes = sorted(map(len, groups.values()))
+        if len(set(sizes)) > 1 and sizes not in seen:
+            seen.append(sizes)
+            means = [entry(name, "", "", own) for own in groups.values()]
+            chances = [mean["chance"] for mean in means if "chance" in mean]
+            chance = {"chance": round(fmean(chances), 4)} if len(chances) == len(means) else {}
+            yield {"benchmark": name, "slice": "macro", "name": " and ".join(columns),
+                   **statistics.macro(means), "groups": len(groups), **chance}  # fmt: skip
 
 
 def of_rotations(name: str, rows: list[dict]) -> Iterable[dict]:
@@ -62,7 +82,8 @@ def of_rotations(name: str, rows: list[dict]) -> Iterable[dict]:
 
 
 def entry(benchmark: str, part: str, name: str, rows: list[dict]) -> dict:
-    found = statistics.summary([row["score"] for row in rows])
+    clusters = [row.get("cluster") or (row["benchmark"], row["id"]) for row in rows]
+    found = statistics.summary([row["score"] for row in rows], clusters)
     chances = [row["chance"] for row in rows if row.get("chance") is not None]
     chance = {"chance": round(fmean(chances), 4)} if chances else {}
     return {"benchmark": benchmark, "slice": part, "name": name, **found, **chance}

@@ -7,7 +7,7 @@ what makes an item hard cancels out.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -27,42 +27,89 @@ class Difference(NamedTuple):
     ci_high: float | None
 
 
-def proportion(hits: Sequence[bool | float]) -> dict[str, float | int | None]:
+def proportion(
+    hits: Sequence[bool | float], clusters: Sequence[Hashable] | None = None
+) -> dict[str, float | int | None]:
     """The share of hits (0 or 1), its standard error √(p(1−p)/n) and its Wilson interval (Wilson 1927, JASA
     22), to 4 decimals.
 
     Unlike ±1.96 standard errors, the interval stays within 0..1 and has a width at 0 of n hits. Without any
     hit or miss (n = 0) all values are None: a benchmark whose every item was left out has no score, which is
     not an error.
+
+    clusters: what each item shares with others, a passage say. The standard error is then `clustered`, and
+    the interval that of as many independent items as would have it (Korn and Graubard 1998, Survey
+    Methodology 24); of as many as there are clusters where all are hits or misses.
     """
     n = len(hits)
     if not n:
         return _rounded(None, None, None, None, 0)
     share = float(np.mean(hits))
-    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return _rounded(
-        share, math.sqrt(share * (1 - share) / n), max(centre - half, 0.0), min(centre + half, 1.0), n
-    )
+    stderr, alone = math.sqrt(share * (1 - share) / n), n
+    if shares_any(clusters):
+        stderr = clustered(hits, clusters)
+        alone = min(share * (1 - share) / stderr**2, n) if stderr else len(set(clusters))
+    centre = (share + Z**2 / (2 * alone)) / (1 + Z**2 / alone)
+    half = Z / (1 + Z**2 / alone) * math.sqrt(share * (1 - share) / alone + Z**2 / (4 * alone**2))
+    return _rounded(share, stderr, max(centre - half, 0.0), min(centre + half, 1.0), n)
 
 
-def mean(values: Sequence[float]) -> dict[str, float | int | None]:
+def mean(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> dict[str, float | int | None]:
     """The mean of scores of any unit, its standard error s/√n and Student's interval, to 4 decimals.
 
     The central limit theorem carries it (Miller 2024, arXiv 2411.00640); t instead of 1.96 for the small n of
-    single subjects. One value has no standard error and no interval (None); n = 0 as in `proportion`.
+    single subjects. One value has no standard error and no interval (None); n = 0 as in `proportion`. With
+    `clusters` the standard error is `clustered`, and t has as many degrees of freedom as clusters, less one.
     """
     n = len(values)
-    if n < 2:
-        return _rounded(float(values[0]) if n else None, None, None, None, n)
+    independent = len(set(clusters)) if shares_any(clusters) else n
+    if independent < 2:
+        return _rounded(float(np.mean(values)) if n else None, None, None, None, n)
     centre, stderr = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(n)
-    half = t_quantile(n - 1) * stderr
+    if independent < n:
+        stderr = clustered(values, clusters)
+    half = t_quantile(independent - 1) * stderr
     return _rounded(centre, stderr, centre - half, centre + half, n)
 
 
-def summary(scores: Sequence[float]) -> dict[str, float | int | None]:
+def shares_any(clusters: Sequence[Hashable] | None) -> bool:
+    """Whether some items are of one cluster."""
+    return clusters is not None and len(set(clusters)) < len(clusters)
+
+
+def clustered(scores: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """The standard error of a mean of scores that hang together in clusters: √Σ_c (Σ_i∈c (s_i − s̄))² / n.
+
+    Miller 2024 (arXiv 2411.00640), equation 4: items on one passage are answered right or wrong together, and
+    an error that takes them for independent is too small.
+    """
+    distances = np.asarray(scores, dtype=float) - float(np.mean(scores))
+    numbers: dict[Hashable, int] = {}
+    which = [numbers.setdefault(one, len(numbers)) for one in clusters]
+    return math.sqrt(float((np.bincount(which, weights=distances) ** 2).sum())) / len(distances)
+
+
+def macro(groups: Sequence[dict]) -> dict[str, float | int | None]:
+    """The mean of the means of groups, each of which counts alike, with its normal interval: √Σ se² / k.
+
+    groups: as `proportion` and `mean` give them. Without the standard error of a group (one value that is
+    no share) there is none of the whole.
+    """
+    errors = [group["stderr"] for group in groups]
+    centre, n = float(np.mean([group["value"] for group in groups])), sum(group["n"] for group in groups)
+    if None in errors:
+        return _rounded(centre, None, None, None, n)
+    stderr = math.sqrt(sum(error**2 for error in errors)) / len(groups)
+    return _rounded(centre, stderr, centre - Z * stderr, centre + Z * stderr, n)
+
+
+def summary(
+    scores: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> dict[str, float | int | None]:
     """The `proportion` of scores that are all 0 or 1, the `mean` of others."""
-    return proportion(scores) if is_binary(scores) else mean(scores)
+    return proportion(scores, clusters) if is_binary(scores) else mean(scores, clusters)
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:

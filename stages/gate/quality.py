@@ -26,13 +26,16 @@ ANSWERS = {
     "instructions": ("completion",),
     "preferences": ("chosen", "rejected"),
     "continued": ("completion",),
+    "sampled-sft": ("chosen", "rejected"),
+    "sampled-dpo": ("chosen", "rejected"),
 }
 # Columns of token ids, which training reads: of a whole text and the spans of it that are trained (start,
 # end, start, …), or of a prompt and both its answers.
 TOKENS = {
-    "instructions": ("input_ids", "trained"),
-    "preferences": ("prompt_ids", "chosen_ids", "rejected_ids"),
-    "continued": ("input_ids", "trained"),
+    role: ("input_ids", "trained")
+    if names == ("completion",)
+    else ("prompt_ids", "chosen_ids", "rejected_ids")
+    for role, names in ANSWERS.items()
 }
 
 

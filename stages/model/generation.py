@@ -1,10 +1,14 @@
-"""Batched greedy generation."""
+"""Batched generation: greedy, or sampled and kept batch by batch."""
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stages.settings.files import read_json, write_json
 
 TOKENS = 16384  # of a batch, prompts and answers: a 7B model's cache of so many takes 0.9 GB
 
@@ -77,4 +81,88 @@ def continued(
     output = model.generate(
         **inputs, max_new_tokens=limit, do_sample=False, eos_token_id=stops, pad_token_id=pad
     )
+    return output[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+# --- sampled ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """`count` answers to each prompt, of at most `limit` tokens, from the `top_p` of the probability."""
+
+    count: int
+    temperature: float
+    top_p: float
+    limit: int
+    seed: int
+
+
+@torch.inference_mode()
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    stops: list[int],
+    settings: Sampling,
+    title: str,
+    folder: Path,
+) -> list[list[Answer]]:
+    """Sampled answers to each prompt. Every batch stands in a file of `folder` once it is done, and is not
+    asked again.
+
+    Batches and their seeds follow from the prompts and the seed alone: on a CPU a run that was killed ends in
+    the same answers as one that was not. Batches are halved where a GPU's memory is too small.
+    """
+    encoded = tokenizer(prompts)["input_ids"] if prompts else []
+    answers: list[list[Answer]] = [[] for _ in prompts]
+    with tqdm(
+        total=len(prompts), desc=title, unit="prompt", leave=False, dynamic_ncols=True, disable=None
+    ) as bar:
+        for number, batch in enumerate(batches(list(map(len, encoded)), settings)):
+            path = folder / f"{number:06}.json"
+            if not path.exists():
+                with torch.random.fork_rng():
+                    torch.manual_seed(batch_seed(settings.seed, number))
+                    rows = drawn(model, [encoded[i] for i in batch], stops, settings, tokenizer.pad_token_id)
+                write_json(path, {"answers": rows})
+            for place, row in enumerate(read_json(path)["answers"]):
+                end = next((at for at, token in enumerate(row) if token in stops), None)
+                found = Answer(tokenizer.decode(row[:end]), tuple(row[:end]), stopped=end is not None)
+                answers[batch[place // settings.count]].append(found)
+            bar.update(len(batch))
+    return answers
+
+
+def batches(lengths: list[int], settings: Sampling) -> list[list[int]]:
+    """The places of prompts, the longest first, as many in a batch as TOKENS hold with their answers."""
+    left, found = sorted(range(len(lengths)), key=lambda i: -lengths[i]), []
+    while left:
+        size = max(1, TOKENS // ((lengths[left[0]] + settings.limit) * settings.count))
+        found.append(left[:size])
+        left = left[size:]
+    return found
+
+
+def batch_seed(seed: int, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:7], "big")
+
+
+def drawn(
+    model: PreTrainedModel, rows: list[list[int]], stops: list[int], settings: Sampling, pad: int
+) -> list[list[int]]:
+    """The tokens of each row's answers, one after another, padded after a stop token."""
+    inputs = left_padded(rows, pad, model.device)
+    try:
+        output = model.generate(
+            **inputs, max_new_tokens=settings.limit, do_sample=True, temperature=settings.temperature,
+            top_p=settings.top_p, top_k=0, num_return_sequences=settings.count, eos_token_id=stops,
+            pad_token_id=pad,
+        )  # fmt: skip
+    except torch.cuda.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+        half = len(rows) // 2
+        parts = (rows[:half], rows[half:])
+        return [row for part in parts for row in drawn(model, part, stops, settings, pad)]
     return output[:, inputs["input_ids"].shape[1] :].tolist()

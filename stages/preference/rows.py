@@ -5,10 +5,12 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
+from pyarrow import parquet
 from torch.utils.data import Sampler
 
 from stages.settings.errors import Problem
+from stages.settings.files import sha256
 from stages.settings.methods import METHODS
 from stages.settings.params import Method, Params
 from stages.training.looks import HELD_OUT, sampled
@@ -23,11 +25,14 @@ BALANCE = (
 )  # of good to bad answers, each kind times its weight, as KTO's authors advise (arXiv 2402.01306, eq. 8)
 
 
-def prepared(params: Params, method: str) -> Dataset:
-    """The rows of a method, as many as fill its steps, in the order of training."""
+def prepared(params: Params, method: str, policy: Path) -> Dataset:
+    """The rows of a method, as many as fill its steps, in the order of training: the mixture's, and the
+    model's own for what starts from `policy`.
+    """
     settings, kind = params.chosen_model.preference, METHODS[method]
     step = settings.batch_size * settings.accumulation  # in pairs
-    rows = shuffled(load_rows(DATA, COLUMNS), params.seed)
+    found = [load_rows(path, COLUMNS) for path in (DATA, sampled_for(params, policy)) if path.exists()]
+    rows = shuffled(concatenate_datasets(found), params.seed)
     rows = same_for_all(rows, step)
     rows = pairs(rows, method, step) if kind.paired else answers(rows, method, params.methods[method])
     size = settings.batch_size * kind.rows
@@ -48,6 +53,19 @@ def held_out(params: Params, method: str, trained: int) -> Dataset | None:
         return None
     rows = rows.select(range(max(len(rows) // size * size, min(size, len(rows)))))
     return rows if kind.paired else mismatched(rows, size)
+
+
+def sampled_for(params: Params, policy: Path) -> Path:
+    """The model's own pairs for what starts from a checkpoint; empty where none were wanted."""
+    answered = "sft" if policy.name == "sft" else params.sample.refine
+    return Path(f"data/formatted/sampled-{answered}/train.parquet")
+
+
+def sampled_origin(params: Params, policy: Path) -> dict[str, str]:
+    """For a checkpoint's provenance: the hash of the model's own pairs that it learned from."""
+    path = sampled_for(params, policy)
+    has_rows = path.exists() and parquet.read_metadata(path).num_rows
+    return {"sampled_sha256": sha256(path)} if has_rows else {}
 
 
 def shuffled(rows: Dataset, seed: int) -> Dataset:

@@ -164,7 +164,7 @@ def build(
     kind, own = METHODS[method], params.methods[method]
     weights, settings = params.chosen_model.weights, params.chosen_model.preference
     settings = settings.model_copy(update={"batch_size": settings.batch_size * kind.rows})
-    rows = prepared(params, method)
+    rows = prepared(params, method, parent)
     model = modeling.load_checkpoint(weights, parent, trainable=True)
     common = arguments(
         params, settings, params.preference, own.epochs, settings.learning_rate * own.learning_rate_factor

@@ -31,6 +31,7 @@ ROLES = {
     "benchmarks": "benchmarks",
 }
 
+SAMPLED = "sampled"  # preferences that the stage sample makes: no dataset to fetch
 NANO = "models/nano"  # the built-in base model
 
 # What evaluate measures beside the benchmarks.
@@ -212,6 +213,34 @@ class Common(Section):
     trackers: list[Literal[TRACKERS]]
 
 
+class Judge(Section):
+    """Who scores answers in words: stages/judge/judges.py."""
+
+    kind: Literal["none", "reference", "reward", "chat"]
+    model: Annotated[str, Field(min_length=1)] | None = None
+    base_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    max_tokens: Count | None = None
+    max_length: Count | None = None
+
+    @model_validator(mode="after")
+    def keys_fit(self) -> "Judge":
+        taken = JUDGE_KEYS[self.kind]
+        for key in ("model", "base_url", "max_tokens", "max_length"):
+            if (getattr(self, key) is None) == (key in taken):
+                raise ValueError(
+                    f"a judge of kind {self.kind} {'needs' if key in taken else 'takes no'} `{key}`"
+                )
+        return self
+
+
+JUDGE_KEYS = {
+    "none": (),
+    "reference": (),
+    "reward": ("model", "max_length"),  # a folder or a hub's repo@revision; tokens it reads
+    "chat": ("base_url", "model", "max_tokens"),  # of an OpenAI-compatible endpoint; of its answer
+}
+
+
 class Evaluate(Section):
     split: Literal["test", "validation"]
     style: Literal["lm-eval", "oall"]
@@ -221,7 +250,22 @@ class Evaluate(Section):
     held_out: Count
     health_prompts: Count
     max_new_tokens: Count
+    judge: Judge
     require: dict[str, float]
+
+
+class Sample(Section):
+    """Pairs of the model's own answers, for mixtures whose preferences name `sampled`."""
+
+    prompts: Annotated[int, Field(ge=0)]
+    dataset: str
+    answers: Annotated[int, Field(ge=2)]
+    temperature: Positive
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_new_tokens: Count
+    margin: Annotated[float, Field(ge=0)]
+    refine: Literal["sft", "dpo"]
+    judge: Judge
 
 
 class Lora(Section):
@@ -337,6 +381,7 @@ class Params(Section):
     sft: Sft
     preference: Schedule
     refinement: Refinement
+    sample: Sample
     evaluate: Evaluate
     model_defaults: ModelDefaults
     models: dict[str, Model]
@@ -354,7 +399,7 @@ class Params(Section):
         for mixture, roles in self.mixtures.items():
             for role in ROLES:
                 for name, wanted in getattr(roles, role).items():
-                    if not isinstance(wanted, Own):
+                    if not isinstance(wanted, Own) and (role, name) != ("preferences", SAMPLED):
                         _known(f"mixtures.{mixture}.{role}", name, getattr(self.datasets, ROLES[role]))
         if "continued" in self.refine and not self.mixture.continued:
             raise ValueError(
@@ -387,6 +432,25 @@ class Params(Section):
                     f"{key} is {batch}: {name} compares rows of a batch and needs at least "
                     f"{METHODS[name].min_batch_size}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def sampled_pairs_are_made_and_used(self) -> "Params":
+        named, key = SAMPLED in self.mixture.preferences, f"mixtures.{self.data}.preferences"
+        if named and not self.sample.prompts:
+            raise ValueError(f"{key} has {SAMPLED}, but sample.prompts is 0: say how many are to be asked")
+        if self.sample.prompts and not named:
+            raise ValueError(
+                f"sample.prompts is {self.sample.prompts}, but {key} has no {SAMPLED}: add `{SAMPLED}: all`"
+            )
+        if named and self.sample.judge.kind == "none":
+            raise ValueError("sample.judge.kind is 'none': name who tells the better answer")
+        if self.sample.refine == "dpo" and not set(self.refine) - {"continued"}:
+            raise ValueError(
+                f"sample.refine is 'dpo', but refine is {self.refine}: no pass would learn from those pairs"
+            )
+        if self.sample.dataset != "all":
+            _known("sample.dataset", self.sample.dataset, self.mixture.instructions)
         return self
 
     @model_validator(mode="after")
@@ -431,7 +495,11 @@ class Params(Section):
     def sources(self, role: str) -> dict[str, tuple[Source, Rows]]:
         """The datasets of a role, in order: where each comes from and how much of it is taken."""
         wanted, known = getattr(self.mixture, role), getattr(self.datasets, ROLES[role])
-        return {name: (own if isinstance(own, Own) else known[name], own) for name, own in wanted.items()}
+        return {
+            name: (own if isinstance(own, Own) else known[name], own)
+            for name, own in wanted.items()
+            if (role, name) != ("preferences", SAMPLED)
+        }
 
 
 def _amount(value: Any) -> int | str:

@@ -5,7 +5,8 @@ instructions: prompt [{role, content}], completion [{role, content}]
 preferences:  prompt, chosen, rejected (message lists); of a single vote one of the two is empty: the answer
               was called good, or bad
 benchmarks:   question, context, choices, answer (index), references (texts, of a question without choices),
-              subject, group, level, country
+              rules (what an answer must keep to, each {"id", "arguments"} as JSON), subject, group, level,
+              country
 
 Every layout also has source, id (dataset:row number), task, split, and for a row that cannot be used fault
 (the reason), detail and original. A benchmark item that can be asked but should not count has a fault and its
@@ -36,6 +37,7 @@ LAYOUTS = {
         "choices": pa.list_(TEXT),
         "answer": pa.int64(),
         "references": pa.list_(TEXT),
+        "rules": pa.list_(TEXT),
         "subject": TEXT,
         "group": TEXT,
         "level": TEXT,
@@ -308,6 +310,90 @@ def arabicmmlu(row: Row) -> Row:
     )
 
 
+def human_mmlu(row: Row) -> Row:
+    """`choices` is a list, `answer` counts from 0."""
+    choices, answer = row.get("choices"), row.get("answer")
+    if not isinstance(choices, list):
+        raise Fault("malformed", f"choices is {type(choices).__name__}, no list of choices")
+    if not isinstance(answer, int) or isinstance(answer, bool):
+        raise Fault("malformed", f"answer is {str(answer)[:40]!a}, no place in the list of choices")
+    listed = [as_text(choice, "a choice") for choice in choices]
+    return question(text(row, "question"), listed, answer, optional(row, "subject"))
+
+
+def aratrust(row: Row) -> Row:
+    """Three choices, which bring their letters with them; `Answer` is one of أ, ب and ج."""
+    choices = [text(row, name) for name in "ABC"]
+    return question(
+        text(row, "Question"),
+        choices,
+        letter(row, "Answer"),
+        optional(row, "Category") or optional(row, "subject"),
+    )
+
+
+def arab_culture(row: Row) -> Row:
+    """A statement that one of three continues as the country would. `options` and `answer_key` hold Latin and
+    Arabic letters; the English ones tell the order.
+    """
+    options, key = (structure(row, name, dict) for name in ("options", "answer_key"))
+    choices, letters, right = options.get("text"), options.get("english_keys"), key.get("english_answer_key")
+    if not isinstance(choices, list) or not isinstance(letters, list) or len(choices) != len(letters):
+        raise Fault("malformed", f"options holds no text for each of english_keys: {str(options)[:80]!a}")
+    letters = [str(one).strip() for one in letters]
+    if str(right).strip() not in letters:
+        raise Fault(
+            "malformed", f"answer_key is {str(right)[:40]!a}, which names none of {', '.join(letters)}"
+        )
+    listed = [as_text(choice, "a choice") for choice in choices]
+    labels = {"group": optional(row, "region"), "country": optional(row, "country")}
+    return question(
+        text(row, "first_statement"),
+        listed,
+        letters.index(str(right).strip()),
+        optional(row, "sub_topic"),
+        **labels,
+    )
+
+
+def ifeval(row: Row) -> Row:
+    """A prompt and what its answer must keep to: `instruction_id_list`, and `kwargs` for each of them, a list
+    or its JSON. Arguments that are null belong to other instructions.
+    """
+    names, arguments = structure(row, "instruction_id_list", list), structure(row, "kwargs", list)
+    if not names or len(names) != len(arguments) or not all(isinstance(name, str) for name in names):
+        raise Fault("malformed", f"{len(names)} instructions, {len(arguments)} kwargs: each needs the other")
+    given = [one or {} for one in arguments]
+    if not all(isinstance(one, dict) for one in given):
+        raise Fault("malformed", f"kwargs is no list of objects: {str(arguments)[:80]!a}")
+    needed = [{key: value for key, value in one.items() if not is_null(value)} for one in given]
+    rules = [{"id": name, "arguments": one} for name, one in zip(names, needed)]
+    written = [as_text(json.dumps(rule, ensure_ascii=False, default=str), "kwargs") for rule in rules]
+    return question(text(row, "prompt"), [], None) | {"rules": written}
+
+
+def alrage(row: Row) -> Row:
+    """A question, passages to answer it from (`candidates`: a list, or one a line) and the answer wanted."""
+    passages = row.get("candidates")
+    passages = passages if isinstance(passages, list) else optional(row, "candidates").split("\n")
+    given = [as_text(one, "a passage").strip() for one in passages if not is_null(one)]
+    context = ", ".join(filter(None, given))
+    if not context:
+        raise Fault("empty", "candidates holds no passage")
+    return question(text(row, "question"), [], None, context=context) | {
+        "references": references(row.get("gold_answer"))
+    }
+
+
+def structure(row: Row, name: str, kind: type) -> Any:
+    """A cell that holds a list or an object, or its text as JSON or Python would write it."""
+    value = row.get(name)
+    found = parsed(value, name) if isinstance(value, str) else value
+    if not isinstance(found, kind):
+        raise Fault("malformed", f"{name} is {type(found).__name__}, no {kind.__name__}: {str(value)[:80]!a}")
+    return found
+
+
 def alghafa(row: Row) -> Row:
     """`label` counts from 0, as text; there are two to five choices."""
     label = str(row.get("label")).strip()
@@ -428,6 +514,22 @@ ADAPTERS = {
         "School exams.",
         ("data/test-*", "data/validation-*"),
     ),
+    "mmlu-ht": Adapter(
+        "benchmarks", human_mmlu, "MMLU, translated by people: take it instead of oall-mmlu.", ("*/test-*",)
+    ),
+    "madinahqa": Adapter(
+        "benchmarks", arabicmmlu, "Arabic language, non-commercial licence.", ("*/test*", "*/dev*")
+    ),
+    "aratrust": Adapter("benchmarks", aratrust, "Native; its authors say MIT.", ("*/train-*", "*/test-*")),
+    "arabculture": Adapter("benchmarks", arab_culture, "Native, non-commercial licence.", ("*/test-*",)),
+    "arabic-ifeval": Adapter("benchmarks", ifeval, "Answers are checked by rules."),
+    "marco-mif": Adapter(
+        "benchmarks",
+        ifeval,
+        "IFEval's prompts, moved to Arab settings; Apache-2.0. Answers are checked by rules.",
+        ("*ar_local*", "ar_local/*", "ar/*", "*/ar-*"),
+    ),
+    "alrage": Adapter("benchmarks", alrage, "Answers from passages, scored by a judge."),
 }
 
 
