@@ -55,10 +55,8 @@ def main(checkpoint: str) -> None:
             [row for row in held_out("preferences") if row["chosen"] and row["rejected"]],
             params.evaluate.held_out,
         )
-        chosen, rejected = (
-            model.score([(pair["prompt"], pair[kind]) for pair in pairs], kind)
-            for kind in ("chosen", "rejected")
-        )
+        chosen, rejected = heldout.score_pairs(model, pairs)
+        rewards = heldout.reward_scores(model, pairs, chosen, rejected) if parent else {}
         rows = list(map(benchmarks.complete, rows + heldout.preferences(pairs, chosen, rejected)))
         trained_on = ["instructions", "preferences", *(["continued"] if refined else [])]
         leaked = scores.leaked_items(REPORTS / f"{role}.parquet" for role in trained_on)
@@ -69,7 +67,7 @@ def main(checkpoint: str) -> None:
 
         # 3. held-out text, and the health of answers to some of its prompts
         texts = spread(held_out("instructions"), params.evaluate.held_out)
-        losses = model.score([(row["prompt"], row["completion"]) for row in texts], "validation")
+        losses, stops = heldout.score_texts(model, texts)
         laps.append(("held-out texts", perf_counter()))
         facts, answers = heldout.health(model, spread(texts, params.evaluate.health_prompts))
         laps.append(("health", perf_counter()))
@@ -78,8 +76,9 @@ def main(checkpoint: str) -> None:
         measures = {
             **scores.overall(entries),
             **scores.place_bias(rows),
-            **heldout.text_scores(texts, losses, model.template.stop),
+            **heldout.text_scores(texts, losses, stops, model.template.stop),
             **heldout.preference_scores(chosen, rejected),
+            **rewards,
             **facts,
         }
 

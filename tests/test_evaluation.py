@@ -3,6 +3,7 @@ reference.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -100,7 +101,9 @@ def test_a_requirement_stops_a_trained_checkpoint_and_says_by_how_much():
 def test_perplexity_per_byte_does_not_depend_on_the_tokenizer():
     rows = [{"completion": "نعم<|im_end|>"}]
     coarse, fine = ([Score(-6.0, tokens, 3)] for tokens in (2, 6))
-    a, b = (heldout.text_scores(rows, own, "<|im_end|>") for own in (coarse, fine))
+    stops = [Score(math.log(0.25), 1, 10)]
+    a, b = (heldout.text_scores(rows, own, stops, "<|im_end|>") for own in (coarse, fine))
+    assert a["stop_probability"] == 0.25  # and the stop token is in neither of the others
     assert a["validation_loss"] != b["validation_loss"]
     assert (
         a["byte_perplexity"] == b["byte_perplexity"] == pytest.approx(2.7183, abs=1e-4)

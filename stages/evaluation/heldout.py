@@ -3,6 +3,7 @@ how far it has moved.
 """
 
 import math
+from dataclasses import replace
 from statistics import fmean
 
 import torch
@@ -14,16 +15,59 @@ from stages.model.generation import Answer
 from stages.model.scoring import Score
 
 
-def text_scores(rows: list[dict], scores: list[Score], stop: str) -> dict[str, float]:
-    """Of held-out answers with the stop token that ends each. Loss is in nats per token; perplexity per byte
-    of the answer's text can be compared across tokenizers.
+def score_texts(candidate: Candidate, rows: list[dict]) -> tuple[list[Score], list[Score]]:
+    """Of held-out answers without the stop token, and of the stop token after each."""
+    stop = candidate.template.stop
+    texts = [(row["prompt"], row["completion"].removesuffix(stop)) for row in rows]
+    scores = candidate.score([*texts, *((prompt + text, stop) for prompt, text in texts)], "held-out texts")
+    return scores[: len(rows)], scores[len(rows) :]
+
+
+def text_scores(rows: list[dict], scores: list[Score], stops: list[Score], stop: str) -> dict[str, float]:
+    """Loss is in nats per token of an answer; perplexity per byte of it can be compared across tokenizers.
+    The stop token is in neither: a base model that never learned it would seem to gain in all else. How
+    probable it is where an answer ends stands apart.
     """
     nats = -sum(score.logp for score in scores)
     size = sum(len(row["completion"].removesuffix(stop).encode()) for row in rows)
     return {
         "validation_loss": round(nats / sum(score.tokens for score in scores), 4),
         "byte_perplexity": round(math.exp(nats / size), 4),
+        "stop_probability": round(fmean(math.exp(score.logp) for score in stops), 4),
     }
+
+
+def score_pairs(candidate: Candidate, pairs: list[dict]) -> tuple[list[Score], list[Score]]:
+    """Of the chosen answers and of the rejected; they share their prompts, so they are scored together."""
+    asked = [(pair["prompt"], pair[kind]) for kind in ("chosen", "rejected") for pair in pairs]
+    scores = candidate.score(asked, "held-out pairs")
+    return scores[: len(pairs)], scores[len(pairs) :]
+
+
+def reward_scores(
+    candidate: Candidate, pairs: list[dict], chosen: list[Score], rejected: list[Score]
+) -> dict:
+    """Of a checkpoint that learned from preferences, how often and how far the chosen answer has gained more
+    than the rejected one since training began, in nats: what these losses train (DPO's implicit reward over
+    β).
+    """
+    if not pairs:
+        return {}
+    with as_reference(candidate) as model:
+        before = score_pairs(replace(candidate, model=model), pairs)
+    gained = [
+        (good.logp - old_good.logp) - (bad.logp - old_bad.logp)
+        for good, bad, old_good, old_bad in zip(chosen, rejected, *before)
+    ]
+    return {
+        "reward_accuracy": round(fmean(above(margin, 0) for margin in gained), 4),
+        "reward_margin": round(fmean(gained), 4),
+    }
+
+
+def above(one: float, other: float) -> float:
+    """1 where the first is greater, 0 where it is less, ½ where they are equal."""
+    return ((one > other) + (one >= other)) / 2
 
 
 def preferences(pairs: list[dict], chosen: list[Score], rejected: list[Score]) -> list[dict]:
@@ -37,7 +81,7 @@ def preferences(pairs: list[dict], chosen: list[Score], rejected: list[Score]) -
             "question": pair["prompt"],
             "reference": pair["chosen"],
             "answer": pair["chosen" if good.logp > bad.logp else "rejected"],
-            "score": float(good.logp > bad.logp),
+            "score": above(good.logp, bad.logp),
             "logps": [good.logp, bad.logp],
         }
         for pair, good, bad in zip(pairs, chosen, rejected)
@@ -46,7 +90,7 @@ def preferences(pairs: list[dict], chosen: list[Score], rejected: list[Score]) -
 
 def preference_scores(chosen: list[Score], rejected: list[Score]) -> dict[str, float]:
     """The mean margin in nats; accuracy by the mean per token; and what a judge reaches that only likes long
-    answers.
+    answers, or only short ones. Equal ones count half.
 
     Nothing where all that is held out are single votes.
     """
@@ -56,9 +100,10 @@ def preference_scores(chosen: list[Score], rejected: list[Score]) -> dict[str, f
     return {
         "preference_margin": round(fmean(good.logp - bad.logp for good, bad in both), 4),
         "preference_accuracy_per_token": round(
-            fmean(good.per_token > bad.per_token for good, bad in both), 4
+            fmean(above(good.per_token, bad.per_token) for good, bad in both), 4
         ),
-        "longer_wins": round(fmean(good.tokens > bad.tokens for good, bad in both), 4),
+        "longer_wins": round(fmean(above(good.tokens, bad.tokens) for good, bad in both), 4),
+        "shorter_wins": round(fmean(above(bad.tokens, good.tokens) for good, bad in both), 4),
     }
 
 

@@ -41,7 +41,8 @@ LOWER_IS_BETTER = {
     "divergence",
 }  # fmt: skip
 HIGHER_IS_BETTER = {
-    "preference", "preference_margin", "preference_accuracy_per_token", "stop_rate", "distinct_2",
+    "preference", "preference_margin", "preference_accuracy_per_token", "stop_rate", "stop_probability",
+    "reward_accuracy", "reward_margin", "distinct_2",
     "arabic_share", "length_ratio", "chrf",
 }  # fmt: skip
 

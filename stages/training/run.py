@@ -47,6 +47,7 @@ CURVES = {
     "stop_rate": "eval_stop_rate",
     "repetition": "eval_repetition",
 }
+LAST = 10  # steps at least that a last loss or margin is the mean of; one alone says little
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
     "adamw_8bit": "adamw_bnb_8bit",
@@ -238,12 +239,12 @@ def tokens_seen(history: list[dict]) -> int:
 
 
 def facts(trainer: Trainer, kept: int, tokens_before: int, seconds: float) -> dict:
-    """Steps, losses and margins first and last (mean of the last tenth), and those of held-out rows before
+    """Steps, losses and margins first and last (mean of the last tenth, of ten steps at least), and those of held-out rows before
     the first step and at the one that is `kept`. `cost` is what this process took: a list, which `dvc metrics
     diff` passes over, for another machine's seconds are no result.
     """
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    tail = history[-max(1, len(history) // 10) :]
+    tail = history[-max(LAST, len(history) // 10) :]
     found = {"steps": history[-1]["step"], "start_loss": round(history[0]["loss"], 4)}
     for ours in ("loss", "margin", "accuracy"):
         if known := [entry[CURVES[ours]] for entry in tail if CURVES[ours] in entry]:
