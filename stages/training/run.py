@@ -239,9 +239,9 @@ def tokens_seen(history: list[dict]) -> int:
 
 
 def facts(trainer: Trainer, kept: int, tokens_before: int, seconds: float) -> dict:
-    """Steps, losses and margins first and last (mean of the last tenth, of ten steps at least), and those of held-out rows before
-    the first step and at the one that is `kept`. `cost` is what this process took: a list, which `dvc metrics
-    diff` passes over, for another machine's seconds are no result.
+    """Steps, losses and margins first and last (mean of the last tenth, of ten steps at least), and those of
+    held-out rows before the first step and at the one that is `kept`. `cost` is what this process took: a
+    list, which `dvc metrics diff` passes over, for another machine's seconds are no result.
     """
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     tail = history[-max(LAST, len(history) // 10) :]
