@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset
 from pyarrow import parquet
+from tokenizers.processors import TemplateProcessing
 
 from stages import sft
 from stages.console import trackers
@@ -148,6 +149,25 @@ def test_answers_are_a_page_to_read_while_it_runs(few, tmp_path):
     assert len(rates) >= 2
 
 
+def test_a_prompt_begins_once_where_a_tokenizer_marks_the_beginning(few, tmp_path):
+    """As those of llama and gemma do."""
+    trainer = supervised.build(changed(), sft.start(changed()), few, 1, 2e-3)
+    tokenizer = trainer.processing_class
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
+    )
+    rows = [
+        [tokenizer.bos_token_id, *tokenizer.backend_tokenizer.encode("قل: نعم", add_special_tokens=False).ids]
+    ]
+    stop = [tokenizer.eos_token_id]
+    ids, labels = [rows[0] + stop], [[-100] * len(rows[0]) + stop]
+    trainer.eval_dataset = Dataset.from_dict({"input_ids": ids, "labels": labels})
+    answers = looks.Answers("test", trainer, 1, tmp_path)
+    assert tokenizer(answers.prompts)["input_ids"] == rows
+    assert [answers.readable(text) for text in (answers.prompts[0], "نعم<|im_end|>")] == ["قل: نعم", "نعم"]
+
+
 def test_a_sample_is_no_larger_than_its_cost_allows():
     held_out = Dataset.from_dict({"row": list(range(1000))})
     assert len(looks.sampled(held_out, 100_000, 1, 10)) == looks.ROWS[1]
@@ -161,7 +181,7 @@ def test_a_sample_is_no_larger_than_its_cost_allows():
 
 def test_without_a_terminal_there_are_lines_and_growing_curves(capsys, monkeypatch):
     monkeypatch.setattr(Progress, "EVERY", -1)
-    monkeypatch.setattr(Progress, "WARM", -1)
+    monkeypatch.setattr(Progress, "WARM", (1, -1))
     kept = []
     progress = Progress("sft", 0, lambda history: kept.append(len(history)))
     state = SimpleNamespace(global_step=0, max_steps=4, is_world_process_zero=True, log_history=[{}])

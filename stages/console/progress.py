@@ -28,7 +28,7 @@ class Progress(TrainerCallback):
     """
 
     EVERY = 60  # seconds between lines, and between what `keep` is given
-    WARM = 20  # seconds after which the time that a run takes can be told
+    WARM = (3, 20)  # steps and seconds after which the time that a run takes can be told
 
     def __init__(self, name: str, tokens: int, keep: Callable[[list[dict]], None]):
         """`tokens` were seen before this process went on; `keep` is given the log as it grows."""
@@ -45,6 +45,10 @@ class Progress(TrainerCallback):
         self.lines = self.first and self.bar.disable
         self.started = self.said = self.kept = time.monotonic()
         self.began, self.told = state.global_step, False
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.began:  # what comes before the first step comes once
+            self.started = time.monotonic()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.shown |= {ours: f"{logs[theirs]:.3f}" for ours, theirs in SHOWN.items() if theirs in logs}
@@ -65,7 +69,8 @@ class Progress(TrainerCallback):
         self.shown |= {"tok/s": f"{speed:.0f}", "GB": f"{peak_memory():.1f}"}
         self.bar.set_postfix(self.shown, refresh=False)
         self.bar.update(state.global_step - self.bar.n)
-        if not self.told and now - self.started > self.WARM:
+        steps, seconds = self.WARM
+        if not self.told and state.global_step - self.began >= steps and now - self.started > seconds:
             self.told = True
             self.tell(state)
         if now - self.said > self.EVERY:

@@ -100,7 +100,10 @@ class Answers(TrainerCallback):
         pairs = sorted(prompts_and_answers(trainer.eval_dataset), key=lambda pair: len(pair[1]))
         short = [pair for pair in pairs if len(pair[1]) <= ANSWER] or pairs[:PROMPTS]
         chosen = [short[i * len(short) // PROMPTS] for i in range(min(PROMPTS, len(short)))]
-        self.prompts, self.wanted = (self.tokenizer.batch_decode(part) for part in zip(*chosen))
+        start = self.tokenizer.bos_token or ""  # where a tokenizer adds one it would do so again
+        self.prompts, self.wanted = (
+            [text.removeprefix(start) for text in self.tokenizer.batch_decode(part)] for part in zip(*chosen)
+        )
         self.limit = max(ANSWER, *(len(answer) for _, answer in chosen)) + ANSWER // 3
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -119,7 +122,7 @@ class Answers(TrainerCallback):
             list(dict.fromkeys([self.tokenizer.eos_token, self.tokenizer.pad_token]))
         )
         found = generation.generate(
-            model, self.tokenizer, list(self.prompts), stops, self.limit, "a look at answers"
+            model, self.tokenizer, self.prompts, stops, self.limit, "a look at answers"
         )
         self.trainer.log(
             {
@@ -132,6 +135,17 @@ class Answers(TrainerCallback):
         self.shown = [old for old in self.shown if old["step"] < look["step"]] + [look]
         write_json(self.store, self.shown)
         self.write_page(state.max_steps)
+
+    def readable(self, text: str) -> str:
+        """A rendered prompt, or an answer, without the marks of its template."""
+        marks = {
+            mark.strip()
+            for one in TEMPLATES.values()
+            for mark in (one.system, one.user, one.assistant, one.stop)
+        }
+        for mark in sorted({*marks, self.tokenizer.eos_token} - {""}, key=len, reverse=True):
+            text = text.replace(mark, "")
+        return text.strip()
 
     def write_page(self, steps: int) -> None:
         """A prompt per section, what was answered at each look, the newest first, and the answer in the
@@ -149,14 +163,14 @@ class Answers(TrainerCallback):
             f"<h1>{title}</h1><p>{looks[-1]['step']:,} of {steps:,} steps</p>",
         ]
         for i, (prompt, wanted) in enumerate(zip(self.prompts, self.wanted)):
-            lines.append(f"<h2><pre dir=auto>{html.escape(readable(prompt))}</pre></h2><table>")
+            lines.append(f"<h2><pre dir=auto>{html.escape(self.readable(prompt))}</pre></h2><table>")
             lines += [
                 f"<tr><td>step {look['step']:,}, loss {look['loss']:.3f}<td><pre dir=auto>"
                 f"{html.escape(look['answers'][i])}</pre>"
                 for look in reversed(looks)
             ]
             lines.append(
-                f"<tr><td>in the data<td><pre dir=auto>{html.escape(readable(wanted))}</pre></table>"
+                f"<tr><td>in the data<td><pre dir=auto>{html.escape(self.readable(wanted))}</pre></table>"
             )
         with replace_file(self.page) as temporary:
             temporary.write_text("\n".join(lines), encoding="utf-8")
@@ -173,13 +187,3 @@ def prompts_and_answers(rows: Dataset) -> list[tuple[list[int], list[int]]]:
         return list(zip(rows["prompt_ids"], rows["chosen_ids"]))
     good = rows.select([i for i, label in enumerate(rows["label"]) if label] or range(len(rows)))
     return list(zip(good["prompt_ids"], good["completion_ids"]))
-
-
-def readable(prompt: str) -> str:
-    """A rendered prompt, or an answer, without the marks of its template."""
-    marks = {
-        mark.strip() for one in TEMPLATES.values() for mark in (one.system, one.user, one.assistant, one.stop)
-    }
-    for mark in sorted(marks - {""}, key=len, reverse=True):
-        prompt = prompt.replace(mark, "")
-    return prompt.strip()
