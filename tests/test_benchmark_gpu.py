@@ -36,7 +36,7 @@ def test_everything_is_measured_and_a_second_run_has_nothing_left(tmp_path):
         [*command, "--table"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
     assert "| qwen3-1_7b | dpo |" in printed
-    assert "| resume | steps 40, went_on True" in printed
+    assert "| resume | steps 12, went_on True" in printed
 
 
 def by_document(query, key, value, ends, longest, scale):
