@@ -131,10 +131,8 @@ def works(params: Params, name: str) -> Iterator[Work]:
         run = memory.run_of(params, name, stage, method)
         preference = method not in (None, "continued")
         yield (of_pairs if preference else of_texts)(params, run, method)
-    checkpoints = ["base", *memory.passes(params)]
-    work = evaluation(params, shape)
-    for checkpoint in checkpoints:
-        yield Work(f"evaluate@{checkpoint}", work.basis, work.operations, work.generated)
+    for checkpoint in ("base", *memory.passes(params)):
+        yield evaluation(params, shape, checkpoint)
 
 
 def of_texts(params: Params, run: Run, method: str | None) -> Work:
@@ -158,17 +156,18 @@ def of_pairs(params: Params, run: Run, method: str) -> Work:
     return Work(f"{run.stage} ({method})", described(rows, "pairs"), trained + reference)
 
 
-def evaluation(params: Params, shape: Shape) -> Work:
-    """Of one checkpoint: benchmarks, held-out texts and pairs scored, some prompts answered and their answers
-    compared with what the checkpoint was trained from.
+def evaluation(params: Params, shape: Shape, checkpoint: str) -> Work:
+    """Benchmarks, held-out texts and pairs scored, a pair's prompt once; some prompts answered. What has a
+    parent is compared with it: on those answers, and after a preference stage on the pairs.
     """
     settings = params.evaluate
     texts = rows_of(FORMATTED / "instructions/validation.parquet", "prompt", "completion")
     pairs = rows_of(FORMATTED / "preferences/validation.parquet", "prompt", "chosen")
     read = scored = 0.0
-    for rows, answers in ((texts, 1), (pairs, 2)):
-        tokens = min(rows.count, settings.held_out) * rows.length * answers
-        read, scored = read + tokens, scored + tokens * rows.answers
+    for rows, answers, times in ((texts, 1, 1), (pairs, 2, 1 if checkpoint in ("base", "sft") else 2)):
+        tokens = times * min(rows.count, settings.held_out) * rows.length
+        read += tokens * (1 + (answers - 1) * rows.answers)
+        scored += tokens * answers * rows.answers
     prompts = min(texts.count, settings.health_prompts)
     generated = [(prompts, texts.length * (1 - texts.answers), settings.max_new_tokens)] if prompts else []
     items, rate = 0, characters_per_token(FORMATTED / "instructions/train.parquet")
@@ -184,13 +183,13 @@ def evaluation(params: Params, shape: Shape) -> Work:
             generated += [(len(open_), fmean(map(length, open_)) / rate, settings.max_new_tokens)] * (
                 2 if name == "skills" else 1
             )  # as a chat turn, and after worked examples
-    compared = 2 * prompts * (texts.length + settings.max_new_tokens)
+    compared = 2 * prompts * (texts.length + settings.max_new_tokens) * (checkpoint != "base")
     # Answers meet the head in fp32, which takes twice as long as in bfloat16 on tensor cores, or longer.
     operations = forward(shape, read + compared, texts.length, 2 * scored + compared)
     held = [f"{min(rows.count, settings.held_out):,}" for rows in (pairs, texts)]
     answered = sum(rows for rows, _, _ in generated)
     basis = f"{items:,} items, {held[0]} pairs, {held[1]} texts, {answered:,} answers"
-    return Work("evaluate", basis, operations, tuple(generated))
+    return Work(f"evaluate@{checkpoint}", basis, operations, tuple(generated))
 
 
 def benchmark_rows(name: str, split: str) -> list[dict]:
