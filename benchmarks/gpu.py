@@ -636,7 +636,7 @@ def resume(tiny: bool) -> dict:
     del base
     forget()
     command = [sys.executable, "-m", "stages.sft"]
-    subprocess.run(command, check=True, capture_output=True)
+    staged(command)
     whole, weights = curve(), sha256(Path("models/sft/adapter_model.safetensors"))
     shutil.rmtree("models/sft")
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -646,13 +646,21 @@ def resume(tiny: bool) -> dict:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    said = staged(command)
     again = curve()
     return {
         "steps": len(whole), "went_on": "going on from" in said,
         "largest_loss_difference": max(abs(one - other) for one, other in zip(whole, again, strict=True)),
         "same_bytes": weights == sha256(Path("models/sft/adapter_model.safetensors")),
     }  # fmt: skip
+
+
+def staged(command: list[str]) -> str:
+    """What a stage says. Raises RuntimeError with its last line where it fails."""
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(result.stderr.strip().rpartition("\n")[2])
+    return result.stdout
 
 
 def curve() -> list[float]:

@@ -186,6 +186,7 @@ def prepare(size: str, rows: int, pairs: int) -> dict:
     write("instructions/train", [texts.instruction(i) for i in range(rows)])
     write("instructions/validation", [texts.instruction(i) for i in range(HELD_OUT)])
     write("preferences/train", [texts.pair(i) for i in range(pairs)])
+    write("preferences/validation", [texts.pair(i) for i in range(HELD_OUT)])
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {
         "device": device,
@@ -282,8 +283,16 @@ class Texts:
         return self.row(number, prompt=self.prompt(length / 3), **answers)
 
     def row(self, number: int, prompt: str, **answers: str) -> dict:
-        tokens = max(len(self.tokenizer(prompt + answer)["input_ids"]) for answer in answers.values())
-        return {"prompt": prompt, **answers, "source": "corpus", "id": f"corpus:{number}", "tokens": tokens}
+        found = self.tokenizer([prompt + answer for answer in answers.values()], return_offsets_mapping=True)
+        ids, ends = found["input_ids"], found["offset_mapping"]
+        start = min(next(i for i, (_, end) in enumerate(own) if end > len(prompt)) for own in ends)
+        if len(ids) == 1:
+            columns = {"input_ids": ids[0], "trained": [start, len(ids[0])]}
+        else:
+            parts = (ids[0][:start], ids[0][start:], ids[1][start:])
+            columns = dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), parts))
+        facts = {"source": "corpus", "id": f"corpus:{number}", "tokens": max(map(len, ids))}
+        return {"prompt": prompt, **answers, **columns, **facts}
 
 
 def write(name: str, rows: list[dict]) -> None:
