@@ -54,7 +54,7 @@ def main(checkpoint: str) -> None:
         print(f"sample: {checkpoint}: {device.described(model)}", flush=True)
 
         # 2. their answers, judged
-        answers = sampled(model, params, checkpoint, prompts)
+        answers, kept = sampled(model, params, checkpoint, prompts)
         rows = judged(judge, prompts, answers)
         pairs, lost = paired(rows, params.sample.margin, checkpoint)
         if not pairs:
@@ -68,6 +68,9 @@ def main(checkpoint: str) -> None:
         write_json(
             out / "sources.json", {SAMPLED: facts(params, checkpoint, judge.record, len(prompts), pairs)}
         )
+        shutil.rmtree(
+            kept, ignore_errors=True
+        )  # not before: a judge that cannot be reached should cost no answers
         print(
             f"sample: {checkpoint}: {len(prompts):,} prompts, {len(rows):,} answers, {len(pairs):,} pairs"
             + (f"; no pair: {said(lost)}" if lost else "")
@@ -124,8 +127,10 @@ def hashed(text: str) -> str:
 # --- answers ------------------------------------------------------------------------------------------------
 
 
-def sampled(model, params: Params, checkpoint: str, prompts: list[dict]) -> "list[list[Answer]]":
-    """`sample.answers` to each prompt; what was answered before a kill is not asked again."""
+def sampled(model, params: Params, checkpoint: str, prompts: list[dict]) -> "tuple[list[list[Answer]], Path]":
+    """`sample.answers` to each prompt, and the folder that keeps them: what was answered before a kill is not
+    asked again.
+    """
     from stages.model import generation, modeling
 
     settings = generation.Sampling(
@@ -136,9 +141,9 @@ def sampled(model, params: Params, checkpoint: str, prompts: list[dict]) -> "lis
     policy = modeling.policy_identity(params.chosen_model.weights, Path("models") / checkpoint)
     folder = cache("sample") / hashed(json.dumps([policy, vars(settings), texts]))[:16]
     stops = tokenizer.convert_tokens_to_ids(modeling.template_of(params.prompt).stops)
-    found = generation.sample(model, tokenizer, texts, stops, settings, f"sample: {checkpoint}", folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    return found
+    return generation.sample(
+        model, tokenizer, texts, stops, settings, f"sample: {checkpoint}", folder
+    ), folder
 
 
 def judged(judge, prompts: list[dict], answers: "list[list[Answer]]") -> list[dict]:
