@@ -35,6 +35,7 @@ import numpy as np
 
 from benchmarks import train
 from benchmarks.train import BASE, LONGEST, Texts, alone, configure, make_model
+from stages.settings.errors import one_line_errors
 from stages.settings.files import write_json
 from stages.settings.stage import quiet
 
@@ -293,4 +294,5 @@ def report(found: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from benchmarks.train import alone
+from stages.settings.errors import one_line_errors
 from stages.settings.files import write_json
 from stages.settings.params import Weights
 from stages.settings.stage import quiet
@@ -196,4 +197,5 @@ def measured(start: float) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

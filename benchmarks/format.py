@@ -29,6 +29,7 @@ from pyarrow import parquet
 
 from stages import fetch
 from stages.gate import duplicates
+from stages.settings.errors import one_line_errors
 from stages.settings.files import sha256
 from stages.sources import catalog
 from stages.text import arabic, shingles
@@ -318,4 +319,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

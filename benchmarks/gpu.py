@@ -709,4 +709,5 @@ def shown(value: object) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
+from stages.settings.errors import one_line_errors
 from stages.settings.files import read_json
 from stages.settings.methods import METHODS
 
@@ -106,4 +107,5 @@ def cell(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -49,6 +49,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stages.settings.errors import one_line_errors
 from stages.settings.files import write_json
 from stages.settings.params import Params
 from stages.settings.reader import read
@@ -599,4 +600,5 @@ def table(title: str, variants: dict[str, dict], columns: dict[str, tuple[str, s
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

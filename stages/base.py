@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from stages.settings import manifest, memory
-from stages.settings.errors import Problem
+from stages.settings.errors import Problem, one_line_errors
 from stages.settings.files import read_json, sha256, write_json
 from stages.settings.params import Prompt, Weights
 from stages.settings.stage import stage
@@ -138,4 +138,5 @@ def check(key: str, folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

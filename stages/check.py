@@ -58,4 +58,5 @@ def require_files(params: Params, role: str, otherwise: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(role_argument("check", __doc__, ["params", "preferences"]))
+    with one_line_errors():
+        main(role_argument("check", __doc__, ["params", "preferences"]))

@@ -5,6 +5,7 @@ The reference of every method that has one is the policy this stage starts from.
 
 from pathlib import Path
 
+from stages.settings.errors import one_line_errors
 from stages.settings.stage import stage
 
 PARENT = Path("models/sft")
@@ -23,4 +24,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -14,7 +14,7 @@ from time import perf_counter
 import pyarrow as pa
 from pyarrow import parquet
 
-from stages.settings.errors import Problem
+from stages.settings.errors import Problem, one_line_errors
 from stages.settings.files import read_json, replace_file, write_json
 from stages.settings.params import LOWER_IS_BETTER, Params
 from stages.settings.stage import stage
@@ -166,6 +166,7 @@ def gate(checkpoint: str, params: Params, metrics: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m stages.evaluate base|sft|dpo|refine-<method>")
-    main(sys.argv[1])
+    with one_line_errors():
+        if len(sys.argv) != 2:
+            sys.exit("usage: python -m stages.evaluate base|sft|dpo|refine-<method>")
+        main(sys.argv[1])

@@ -19,7 +19,7 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from stages.builtin import skills
-from stages.settings.errors import Problem
+from stages.settings.errors import Problem, one_line_errors
 from stages.settings.files import replace_folder, write_json
 from stages.settings.params import ROLES, Own, Rows, Source
 from stages.settings.stage import role_argument, stage
@@ -310,4 +310,5 @@ def summary(role: str, name: str, source: dict, faults: Counter) -> str:
 
 
 if __name__ == "__main__":
-    main(role_argument("fetch", __doc__, ROLES))
+    with one_line_errors():
+        main(role_argument("fetch", __doc__, ROLES))

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from stages.evaluation.tables import TABLES
-from stages.settings.errors import Problem
+from stages.settings.errors import Problem, one_line_errors
 from stages.settings.files import read_json, replace_folder
 from stages.settings.stage import stage
 
@@ -72,4 +72,5 @@ def _name(row: dict) -> tuple[str, str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

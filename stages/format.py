@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from stages.gate import account, duplicates, leaks, quality
 from stages.settings import manifest
-from stages.settings.errors import Problem
+from stages.settings.errors import Problem, one_line_errors
 from stages.settings.files import read_json, replace_file, replace_folder, write_json
 from stages.settings.params import Format, Params
 from stages.settings.stage import role_argument, stage
@@ -307,4 +307,5 @@ def gate(role: str, params: Params, report: dict, examples: dict[str, str]) -> N
 
 
 if __name__ == "__main__":
-    main(role_argument("format", __doc__, quality.ANSWERS))
+    with one_line_errors():
+        main(role_argument("format", __doc__, quality.ANSWERS))

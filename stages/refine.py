@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.settings.errors import one_line_errors
 from stages.settings.params import Params
 from stages.settings.stage import stage
 
@@ -48,6 +49,7 @@ def continued(params: Params) -> "SFTTrainer":
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m stages.refine <method>|continued")
-    main(sys.argv[1])
+    with one_line_errors():
+        if len(sys.argv) != 2:
+            sys.exit("usage: python -m stages.refine <method>|continued")
+        main(sys.argv[1])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
+from stages.settings.errors import one_line_errors
 from stages.settings.files import read_json, replace_file, write_json
 from stages.settings.stage import stage
 
@@ -209,4 +210,5 @@ def percent(share: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

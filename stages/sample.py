@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from stages.settings.errors import Problem
+from stages.settings.errors import Problem, one_line_errors
 from stages.settings.files import cache, read_json, replace_folder, write_json
 from stages.settings.params import SAMPLED, Params
 from stages.settings.stage import stage
@@ -231,6 +231,7 @@ def facts(params: Params, checkpoint: str, judge: dict, prompts: int, pairs: lis
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in (["sft"], ["dpo"]):
-        sys.exit("usage: python -m stages.sample sft|dpo")
-    main(sys.argv[1])
+    with one_line_errors():
+        if sys.argv[1:] not in (["sft"], ["dpo"]):
+            sys.exit("usage: python -m stages.sample sft|dpo")
+        main(sys.argv[1])

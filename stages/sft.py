@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.settings import manifest
+from stages.settings.errors import one_line_errors
 from stages.settings.files import read_json
 from stages.settings.params import Lora, Params
 from stages.settings.stage import stage
@@ -78,4 +79,5 @@ def adapter(lora: Lora) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -40,4 +40,5 @@ def answers(path: Path, benchmark: str) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

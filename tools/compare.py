@@ -426,4 +426,5 @@ def shown(table: list[list[str]], as_markdown: bool) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with one_line_errors():
+        main(sys.argv[1:])

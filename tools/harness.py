@@ -238,4 +238,5 @@ def agreement(checkpoint: str, benchmark: str, picks: dict[str, int]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

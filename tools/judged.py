@@ -160,4 +160,5 @@ def voted() -> tuple[list[Pair], list[float]]:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import vl_convert
 
+from stages.settings.errors import one_line_errors
+
 # {plot_divs} is DVC's own placeholder; {scripts}, which would load Vega, is left out.
 PAGE = (
     '<!doctype html>\n<html lang="en">\n<meta '
@@ -31,4 +33,5 @@ def main(revisions: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with one_line_errors():
+        sys.exit(main(sys.argv[1:]))

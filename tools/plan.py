@@ -157,4 +157,5 @@ def markdown(table: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

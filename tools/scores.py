@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
+from stages.settings.errors import one_line_errors
 from stages.settings.files import read_json
 
 METRICS = Path("metrics")
@@ -125,4 +126,5 @@ def table(tables: dict) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with one_line_errors():
+        main(sys.argv[1:])

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from ruamel.yaml import YAML
 
+from stages.settings.errors import one_line_errors
 from stages.settings.reader import value_of
 
 
@@ -78,4 +79,5 @@ def git(*arguments: str) -> bytes:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "HEAD")
+    with one_line_errors():
+        main(sys.argv[1] if len(sys.argv) > 1 else "HEAD")

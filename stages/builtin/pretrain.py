@@ -163,4 +163,5 @@ def train(model: Qwen3ForCausalLM, rows: torch.Tensor, nano: Nano) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -3,7 +3,6 @@ metrics.
 """
 
 import csv
-import errno
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ from stages.console.progress import Progress, Watch
 from stages.model import modeling
 from stages.model.device import compute_dtype, described, peak_memory, require
 from stages.settings import memory
-from stages.settings.errors import Problem
+from stages.settings.errors import Problem, unwritable
 from stages.settings.files import cache, read_json, replace_file, write_json
 from stages.settings.params import Params, Schedule, Training
 from stages.settings.reader import read
@@ -203,14 +202,8 @@ def explained(name: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise Problem(f"{name} was interrupted: the same command goes on from its last checkpoint") from None
     except (OSError, RuntimeError, SafetensorError) as error:
-        # How the operating system, safetensors and torch.save say it.
-        if getattr(error, "errno", None) == errno.ENOSPC or any(
-            sign in str(error) for sign in ("No space left", "inline_container")
-        ):
-            raise Problem(
-                f"{name}: the disk is full: free some space; the same command goes on from its last "
-                "checkpoint"
-            ) from None
+        if why := unwritable(error):
+            raise Problem(f"{name}: {why}; the same command goes on from its last checkpoint") from None
         raise
 
 

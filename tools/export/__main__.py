@@ -178,4 +178,5 @@ def push(folder: Path, repo: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()
