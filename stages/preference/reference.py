@@ -25,7 +25,7 @@ from stages.settings.files import cache, replace_file
 
 # of a batch, padding included; a forward pass of so many needs less memory than a training step of two
 # sequences
-TOKENS = 4096
+TOKENS = 2048
 STEP = 16  # tokens to a multiple of which a text is padded
 KEPT = 50  # files; the oldest go first
 SAVED_EVERY = 60  # seconds, so that a kill costs no more

@@ -27,7 +27,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOAT32 = 4
 MASK = 1  # byte per value of a dropout or attention mask
 TILE = (4096, 32768)  # tokens × vocabulary of TRL's chunks: TOKEN_CHUNK_SIZE and _CHUNKED_LOGPROB_CHUNK_SIZE
-REFERENCE_TOKENS = 4096  # of a no-grad batch of reference log-probabilities; a longer sequence stands alone
+REFERENCE_TOKENS = 2048  # of a no-grad batch of reference log-probabilities; a longer sequence stands alone
 
 
 # --- models -------------------------------------------------------------------------------------------------
