@@ -393,7 +393,7 @@ def peak(name: str, tiny: bool, markers: bool = False) -> dict:
         if stage == "sft":
             save(trainer, params)
         else:
-            start = trainer.state.log_history[0]
+            start = next(entry for entry in trainer.state.log_history if "loss" in entry)
             found[stage] |= {"loss": start["loss"], "first_margin": start["rewards/margins"]}
         del trainer
     return found

@@ -481,8 +481,11 @@ def count_references() -> list[int]:
 
 def preference_facts(trainer: "Trainer", asked: list[int]) -> dict:
     """Loss of the first step, and how many answers a reference scored."""
-    answers = sum(asked) if trainer.args.precompute_ref_log_probs else 2 * len(trainer.train_dataset)
-    return {"start_loss": trainer.state.log_history[0]["loss"], "reference_answers": answers}
+    answers = (
+        sum(asked) if asked else 2 * len(trainer.train_dataset)
+    )  # TRL's adapter scores them in its steps
+    start = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    return {"start_loss": start, "reference_answers": answers}
 
 
 def losses(variants: list[str]) -> dict[str, dict]:

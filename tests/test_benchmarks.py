@@ -25,4 +25,5 @@ def test_all_variants_train_on_the_same_tokens_and_learn(tmp_path):
         assert values["start_loss"] == pytest.approx(math.log(2), rel=1e-3)
         assert values["margin"] > 0
     asked = {variant: values["reference_answers"] for variant, values in found["preference"].items()}
-    assert asked == {"trl": 32, "ours-first": 32, "ours-second": 0}
+    assert (asked["trl"], asked["ours-second"]) == (32, 0)
+    assert asked["ours-first"] > 32  # those of pairs held out, too
