@@ -481,9 +481,8 @@ def count_references() -> list[int]:
 
 def preference_facts(trainer: "Trainer", asked: list[int]) -> dict:
     """Loss of the first step, and how many answers a reference scored."""
-    answers = (
-        sum(asked) if asked else 2 * len(trainer.train_dataset)
-    )  # TRL's adapter scores them in its steps
+    # TRL's frozen copy of the adapter scores them in its steps.
+    answers = sum(asked) if asked else 2 * len(trainer.train_dataset)
     start = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     return {"start_loss": start, "reference_answers": answers}
 
