@@ -215,15 +215,86 @@ def test_two_processes_do_not_train_the_same_run_at_once(project):
     ).read_text(encoding="utf-8")
 
 
-def test_a_checkpoint_counts_when_its_state_was_written_whole(tmp_path):
-    states = {step: json.dumps({"global_step": step, "max_steps": 15}) for step in (3, 6, 15)}
-    for step, state in {**states, 9: states[6][:10], 12: None}.items():
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if state:
-            (folder / "trainer_state.json").write_text(state)
+def checkpoint(folder: Path, step: int, sealed: bool = True, **state) -> Path:
+    made = folder / f"checkpoint-{step}"
+    made.mkdir()
+    state = {"global_step": step, "max_steps": 15, "log_history": []} | state
+    (made / "trainer_state.json").write_text(json.dumps(state))
+    (made / "optimizer.pt").write_bytes(bytes(range(99)))
+    if sealed:
+        checkpoints.seal(made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("trainer_state.json", b'{"global_step": 9'),
+        ("optimizer.pt", None),
+        ("optimizer.pt", b""),
+        ("optimizer.pt", bytes(99)),
+        ("sealed.json", None),
+        ("sealed.json", b'{"optimizer.pt": [99, '),
+        ("sealed.json", b"[]"),
+    ],
+)
+def test_a_run_goes_on_from_the_last_checkpoint_that_is_as_it_was_written(tmp_path, capsys, file, content):
+    """After a power cut any file may be lost, or a part of it. Nor from the last step."""
+    for step in (3, 6, 9, 15):
+        checkpoint(tmp_path, step)
+    checkpoint(tmp_path, 12, sealed=False)  # cut while it was written
+    damaged = tmp_path / "checkpoint-9" / file
+    damaged.unlink() if content is None else damaged.write_bytes(content)
     assert checkpoints.last_whole(tmp_path).name == "checkpoint-6"
-    assert checkpoints.last_whole(tmp_path / "checkpoint-12") is None
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said] == [
+        "checkpoint-12 cannot be gone on from",
+        "checkpoint-9 cannot be gone on from",
+    ]
+
+
+def test_a_checkpoint_whose_best_one_is_lost_is_not_gone_on_from(tmp_path):
+    checkpoint(tmp_path, 3)
+    lost = checkpoint(tmp_path, 6)
+    checkpoint(tmp_path, 9, best_model_checkpoint=str(lost))
+    checkpoint(tmp_path, 12, best_model_checkpoint="elsewhere/checkpoint-9")
+    assert checkpoints.last_whole(tmp_path).name == "checkpoint-12"
+    (lost / "optimizer.pt").unlink()
+    shutil.rmtree(tmp_path / "checkpoint-12")
+    assert checkpoints.last_whole(tmp_path).name == "checkpoint-3"
+    assert checkpoints.last_whole(tmp_path / "checkpoint-3") is None
+
+
+def edited(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_an_edit_while_it_trains_loses_nothing(project):
+    """Of a param it reads: the training is kept and recorded once the edit is undone, in seconds, in the same
+    bytes. What the stage does not read may be wrong all the while.
+    """
+    params, log = project.path / "params.yaml", project.path / "log.txt"
+    whole = result(project, "sft")
+    shutil.rmtree(project.path / "models/sft")
+    process = start(project, "sft")
+    wait_until(lambda: list((project.path / ".cache/checkpoints").glob("*/checkpoint-*")), process)
+    edited(params, "seed: 7", "seed: 8")
+    edited(params, "digits: keep", "digits: eastern")  # which is none, and sft does not read it
+    process.join()
+    said = log.read_text(encoding="utf-8").splitlines()[-1]
+    assert said.startswith("error: seed changed while stage sft was running, so its result is not recorded")
+    assert "`dvc commit sft`" in said
+    assert not (project.path / "models/sft").exists()
+
+    edited(params, "seed: 8", "seed: 7")
+    edited(params, "digits: eastern", "digits: keep")
+    finish(project, "sft")
+    assert "trained to its end before" in log.read_text(encoding="utf-8")
+    assert log.read_text(encoding="utf-8").count("going on") == 0
+    assert result(project, "sft") == whole
+    assert not list((project.path / ".cache/checkpoints").glob("*/"))
 
 
 def test_a_run_has_a_folder_of_its_own(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The schema of params.yaml: every setting, its type, its range, and what must fit together."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -9,6 +10,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PrivateAttr,
     Tag,
     model_validator,
 )
@@ -67,7 +69,7 @@ class Section(BaseModel):
                 f"dvc.yaml declares no parameter that covers `{name}` ({type(self).__name__}) for this "
                 "stage: add it there"
             )
-        raise AttributeError(name)
+        return super().__getattr__(name)
 
 
 class Source(Section):
@@ -389,6 +391,18 @@ class Params(Section):
     method_defaults: MethodDefaults
     methods: dict[str, Method]
     datasets: Datasets
+    _require_unchanged: Callable[[str], None] | None = PrivateAttr(default=None)
+
+    def guarded(self, require_unchanged: Callable[[str], None]) -> "Params":
+        self._require_unchanged = require_unchanged
+        return self
+
+    def require_unchanged(self, otherwise: str) -> None:
+        """Before a stage swaps a result in: raise Problem where what it reads was edited since it started.
+        `otherwise` is what to do then.
+        """
+        if self._require_unchanged:
+            self._require_unchanged(otherwise)
 
     @model_validator(mode="after")
     def names_exist(self) -> "Params":

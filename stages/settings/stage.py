@@ -1,23 +1,28 @@
-"""A stage at work: what it may see, and what must not change meanwhile.
+"""A stage at work: what it may see, what must not change meanwhile, and when it ends.
 
 `with stage("sft") as params:` wraps the work of every stage. It checks the WHOLE of params.yaml, so that a
 bad `method` never costs an sft run; gives the stage only what dvc.yaml declares for it, so that an undeclared
-read fails at once; and notices params or code edited while the stage ran, which DVC would record as if they
-had been used.
+read fails at once; notices params, code or files of a person edited while the stage ran, which DVC would
+record as if they had been used; and ends with the `dvc` that started it, whose next run would meet it else.
 """
 
 import argparse
-import hashlib
 import logging
 import os
 import re
+import signal
+import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from stages.settings.errors import Problem, one_line_errors
+from stages.settings.files import sha256
 from stages.settings.params import Params
 from stages.settings.reader import load, read, value_of
 
@@ -28,15 +33,29 @@ def declaration(name: str) -> tuple[dict, Any]:
     return entry.get("do", entry), entry.get("foreach", [])
 
 
-def declared_keys(name: str, params: Params, item: str = "") -> list[str]:
-    """The params that dvc.yaml declares for a stage, with ${…} filled in."""
-    entry, each = declaration(name)
+def filled(texts: list[str], name: str, params: Params, item: str) -> list[str]:
+    """Keys or paths of a stage in dvc.yaml, with ${…} filled in."""
+    each = declaration(name)[1]
     value = each[item] if isinstance(each, dict) else item
     chosen = {"model": params.model, "data": params.data, "method": params.method}
     values = chosen | {"key": item, "item": value}
-    return [
-        re.sub(r"\$\{([\w.]+)\}", lambda m: value_of(values, m[1]), key) for key in entry.get("params", [])
-    ]
+    return [re.sub(r"\$\{([\w.]+)\}", lambda m: value_of(values, m[1]), text) for text in texts]
+
+
+def declared_keys(name: str, params: Params, item: str = "") -> list[str]:
+    """The params that dvc.yaml declares for a stage."""
+    return filled(declaration(name)[0].get("params", []), name, params, item)
+
+
+def edited_paths(name: str, params: Params, item: str = "") -> list[Path]:
+    """What dvc.yaml declares that a stage reads and no stage writes: code, and files of a person."""
+    entries = [entry.get("do", entry) for entry in load(Path("dvc.yaml"))["stages"].values()]
+    kinds = ("outs", "metrics", "plots")
+    written = [out for entry in entries for kind in kinds for out in entry.get(kind, [])]
+    names = [next(iter(out)) if isinstance(out, dict) else out for out in written]
+    starts = tuple(path.split("${")[0].rstrip("/") for path in names)
+    deps = filled(declaration(name)[0]["deps"], name, params, item)
+    return [Path(path) for path in dict.fromkeys(deps) if not path.startswith(starts)]
 
 
 def only(value: Any, keys: list[str]) -> Any:
@@ -54,23 +73,66 @@ def only(value: Any, keys: list[str]) -> Any:
 
 @contextmanager
 def stage(name: str, item: str = "") -> Iterator[Params]:
-    """Check params.yaml, yield what the stage may read, and fail if its params or code moved meanwhile.
+    """Check params.yaml, yield what the stage may read, and fail if that, its code or a person's files moved
+    meanwhile.
 
     `item` is the stage's item where dvc.yaml has a foreach.
     """
     quiet()
     if name not in ("fetch", "base"):
         os.environ["HF_HUB_OFFLINE"] = "1"
-    with one_line_errors():
+    with one_line_errors(), ending_with_dvc():
         params = read()
-        before = _snapshot(name, params, item)
-        yield only(params, declared_keys(name, params, item))
-        after = _snapshot(name, read(), item)
-        for key in before:
-            if before[key] != after.get(key):
-                raise Problem(
-                    f"{key} changed while stage {name} was running, so its result is not recorded: run again"
-                )
+        keys, paths = declared_keys(name, params, item), edited_paths(name, params, item)
+        before = snapshot(keys, paths)
+
+        def require_unchanged(otherwise: str = "run again") -> None:
+            after = snapshot(keys, paths)
+            for key in [*before, *after]:
+                if before.get(key) != after.get(key):
+                    raise Problem(
+                        f"{key} changed while stage {name} was running, so its result is not recorded: "
+                        f"{otherwise}"
+                    )
+
+        yield only(params, keys).guarded(require_unchanged)
+        require_unchanged()
+
+
+@contextmanager
+def ending_with_dvc() -> Iterator[None]:
+    """Interrupt this process when the `dvc` that started it is gone, be it killed alone. What a person
+    started without dvc runs on.
+    """
+    dvc = next(filter(is_dvc, psutil.Process().parents()), None)
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1):
+            if not dvc.is_running() or dvc.status() == psutil.STATUS_ZOMBIE:
+                with suppress(OSError):
+                    print("error: the dvc that started this stage has ended", file=sys.stderr, flush=True)
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)
+                return
+
+    if not dvc:
+        yield
+        return
+    # Not SIGINT, which a shell has its background jobs ignore.
+    before = signal.signal(signal.SIGUSR2, signal.default_int_handler)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        signal.signal(signal.SIGUSR2, before)
+
+
+def is_dvc(process: psutil.Process) -> bool:
+    """By its command line: `dvc repro`, `python -m dvc repro`."""
+    with suppress(psutil.Error):
+        return any(Path(word).name in ("dvc", "dvc.exe") for word in process.cmdline()[:4])
+    return False
 
 
 def role_argument(name: str, description: str, roles: Iterable[str]) -> str:
@@ -96,10 +158,15 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # what a library will call differently one day
 
 
-def _snapshot(name: str, params: Params, item: str) -> dict[str, str]:
-    """The values of a stage's params and the digests of its modules, as they are now."""
-    code = [Path(path) for path in declaration(name)[0]["deps"] if path.startswith("stages/")]
-    modules = [file for path in code for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
-    whole = params.model_dump()
-    values = {key: repr(value_of(whole, key)) for key in declared_keys(name, params, item)}
-    return values | {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in modules}
+def snapshot(keys: list[str], paths: list[Path]) -> dict[str, str]:
+    """The values of params and the digests of files, as they are now. What else stands in params.yaml, be it
+    wrong, does not matter to a stage that is at work.
+    """
+    whole = load(Path("params.yaml"))
+    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+    visible = [
+        file
+        for file in files
+        if file.is_file() and not file.name.startswith(".") and "__pycache__" not in file.parts
+    ]
+    return {key: repr(value_of(whole, key)) for key in keys} | {str(path): sha256(path) for path in visible}

@@ -4,6 +4,7 @@ metrics.
 
 import csv
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,10 @@ CURVES = {
     "repetition": "eval_repetition",
 }
 LAST = 10  # steps at least that a last loss or margin is the mean of; one alone says little
+UNDO = (
+    "what it trained is kept: undo that and run again, which takes seconds; an edit that changes no result, "
+    "such as a comment, can be made once more after that and accepted by `dvc commit {stage}`"
+)
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
     "adamw_8bit": "adamw_bnb_8bit",
@@ -118,10 +123,10 @@ def shared(params: Params, training: Training) -> int:
 
 
 def train(trainer: Trainer, name: str, params: Params, settings: Schedule, provenance: dict) -> dict:
-    """Train, from the last whole checkpoint of this very run if there is one; then write models/<name> as it
-    was at the step to keep, its curves and metrics.
+    """Train, unless this very run came to its end before; then write models/<name>, its curves and metrics.
 
-    Raises Problem, with a cure, where the loss is lost or the run was stopped before its end.
+    Raises Problem, with a cure, where what the run reads was edited meanwhile: undone, it need not be trained
+    again.
     """
     precision = compute_dtype(params.chosen_model.weights)
     if str(precision) != f"torch.{params.chosen_model.weights.dtype}":
@@ -133,45 +138,68 @@ def train(trainer: Trainer, name: str, params: Params, settings: Schedule, prove
     }
     if trainer.is_world_process_zero():
         print(f"{name}: {described(trainer.model)}", flush=True)
-    trainer.remove_callback(PrinterCallback)
-    looks = Looks(settings, trainer.eval_dataset is not None)
-    title = " ".join(filter(None, [name, params.model, provenance.get("method")]))
     with checkpoints.claimed(name, determinants, trainer.accelerator) as folder:
-        trainer.args.output_dir = os.path.relpath(folder)  # trackers show it
-        resumed, tokens = checkpoints.last_whole(folder, settings.patience), 0
-        if resumed:
-            print(f"{name}: going on from {resumed.name}", flush=True)
-            tokens = tokens_seen(read_json(resumed / "trainer_state.json")["log_history"])
-            trainer._total_train_tokens = tokens  # TRL would count from nothing again
-        trainer.args.eval_on_start = looks.count > 0 and not resumed
-        curves = Path(f"metrics/curves/{name}.tsv")
-        trainer.add_callback(looks)
-        if looks.count:
-            answers = Answers(title, trainer, looks.count, folder)
-            trainer.add_callback(answers)
-            print(f"{name}: answers as it learns: {answers.page}", flush=True)
-        trainer.add_callback(Progress(name, tokens, lambda history: write_curves(curves, history)))
-        trainer.add_callback(Watch(name, trainer))
-        trackers.track(trainer, title)
-        started = time.monotonic()
-        trainer.train(resume_from_checkpoint=resumed and str(resumed))
-        state = trainer.state
-        if state.global_step < state.max_steps and not exhausted(state.log_history, settings.patience):
-            raise Problem(
-                f"{name} stopped at step {state.global_step} of {state.max_steps}: run again to go on"
-            )
-        kept = state.global_step
-        if settings.keep == "best" and state.best_global_step:
-            kept = state.best_global_step
-        if kept < state.global_step:
-            trainer._load_best_model()
-        found = facts(trainer, kept, tokens, time.monotonic() - started)
-        modeling.save_checkpoint(trainer, Path("models") / name, provenance | {"step": kept})
+        params.require_unchanged("run again")  # the folder's name tells of the code that stands there now
+        finished = folder / "finished"
+        if (finished / "facts.json").exists():
+            print(f"{name}: trained to its end before, which is recorded now", flush=True)
+        else:
+            title = " ".join(filter(None, [name, params.model, provenance.get("method")]))
+            learn(trainer, name, title, settings, provenance, folder)
+        trainer.accelerator.wait_for_everyone()
+        found = read_json(finished / "facts.json")
         if trainer.is_world_process_zero():
-            write_curves(curves, state.log_history)
+            params.require_unchanged(UNDO.format(stage=name.replace("refine-", "refine@")))
+            checkpoints.publish(finished / "model", Path("models") / name)
+            with replace_file(Path(f"metrics/curves/{name}.tsv")) as temporary:
+                shutil.copyfile(finished / "curves.tsv", temporary)
             write_json(Path(f"metrics/train_{name}.json"), found)
             print(f"{name}: {summary(found)}")
     return found
+
+
+def learn(
+    trainer: Trainer, name: str, title: str, settings: Schedule, provenance: dict, folder: Path
+) -> None:
+    """Train, from the last whole checkpoint of this very run if there is one; then write, into `finished` of
+    its folder, the model as it was at the step to keep, its curves and facts.
+
+    Raises Problem, with a cure, where the loss is lost or the run was stopped before its end.
+    """
+    looks = Looks(settings, trainer.eval_dataset is not None)
+    trainer.remove_callback(PrinterCallback)
+    trainer.args.output_dir = os.path.relpath(folder)  # trackers show it
+    resumed, tokens = checkpoints.agreed(folder, settings.patience, trainer.accelerator), 0
+    if resumed:
+        print(f"{name}: going on from {resumed.name}", flush=True)
+        tokens = tokens_seen(read_json(resumed / "trainer_state.json")["log_history"])
+        trainer._total_train_tokens = tokens  # TRL would count from nothing again
+    trainer.args.eval_on_start = looks.count > 0 and not resumed
+    curves = Path(f"metrics/curves/{name}.tsv")
+    trainer.add_callback(looks)
+    if looks.count:
+        answers = Answers(title, trainer, looks.count, folder)
+        trainer.add_callback(answers)
+        print(f"{name}: answers as it learns: {answers.page}", flush=True)
+    trainer.add_callback(checkpoints.Seal(trainer.accelerator))
+    trainer.add_callback(Progress(name, tokens, lambda history: write_curves(curves, history)))
+    trainer.add_callback(Watch(name, trainer))
+    trackers.track(trainer, title)
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=resumed and str(resumed))
+    state = trainer.state
+    if state.global_step < state.max_steps and not exhausted(state.log_history, settings.patience):
+        raise Problem(f"{name} stopped at step {state.global_step} of {state.max_steps}: run again to go on")
+    kept = state.global_step
+    if settings.keep == "best" and state.best_global_step:
+        kept = state.best_global_step
+    if kept < state.global_step:
+        trainer._load_best_model()
+    found = facts(trainer, kept, tokens, time.monotonic() - started)
+    modeling.save_checkpoint(trainer, folder / "finished/model", provenance | {"step": kept})
+    if trainer.is_world_process_zero():
+        write_curves(folder / "finished/curves.tsv", state.log_history)
+        write_json(folder / "finished/facts.json", found)
 
 
 def summary(found: dict) -> str:
