@@ -31,7 +31,7 @@ from stages import fetch
 from stages.gate import duplicates
 from stages.settings.errors import one_line_errors
 from stages.settings.files import sha256
-from stages.sources import catalog
+from stages.sources import layouts
 from stages.text import arabic, shingles
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,7 @@ def generate(folder: Path, rows: int) -> dict[str, int]:
     (folder / "data/raw/instructions").mkdir(parents=True)
     kinds, done, kept = {"repeated": 0, "nearly": 0, "leaked": 0}, 0, []
     with parquet.ParquetWriter(
-        folder / "data/raw/instructions/generated.parquet", catalog.SCHEMAS["instructions"]
+        folder / "data/raw/instructions/generated.parquet", layouts.SCHEMAS["instructions"]
     ) as writer:
         while done < rows:
             count = min(fetch.GROUP, rows - done)
@@ -87,7 +87,7 @@ def generate(folder: Path, rows: int) -> dict[str, int]:
                     kept.append(pairs[i])
             writer.write_table(
                 pa.Table.from_pylist(
-                    [row(done + i, *pair) for i, pair in enumerate(pairs)], catalog.SCHEMAS["instructions"]
+                    [row(done + i, *pair) for i, pair in enumerate(pairs)], layouts.SCHEMAS["instructions"]
                 )
             )
             done += count
@@ -107,18 +107,18 @@ def changed(words: list[str], language: Language) -> list[str]:
 
 def row(number: int, question: list[str], answer: list[str]) -> dict:
     asked, answered = " ".join(question) + "؟", " ".join(answer) + "."
-    return catalog.instruction(asked, answered) | {"source": "generated", "id": f"generated:{number}"}
+    return layouts.instruction(asked, answered) | {"source": "generated", "id": f"generated:{number}"}
 
 
 def write_benchmark(folder: Path, questions: list[list[str]]) -> None:
     (folder / "data/raw/benchmarks").mkdir(parents=True)
     rows = [
-        catalog.question(" ".join(words) + "؟", ["أ", "ب"], 0, "generated")
+        layouts.question(" ".join(words) + "؟", ["أ", "ب"], 0, "generated")
         | {"id": str(i), "source": "exam", "split": "test"}
         for i, words in enumerate(questions)
     ]
     parquet.write_table(
-        pa.Table.from_pylist(rows, catalog.SCHEMAS["benchmarks"]), folder / "data/raw/benchmarks/exam.parquet"
+        pa.Table.from_pylist(rows, layouts.SCHEMAS["benchmarks"]), folder / "data/raw/benchmarks/exam.parquet"
     )
 
 

@@ -7,6 +7,7 @@ python -m stages.check params         the whole file, and that the files it name
 python -m stages.check preferences    that the preference stage will have pairs
 """
 
+import os
 from pathlib import Path
 
 from stages.settings import memory
@@ -48,6 +49,8 @@ def require_adapters(params: Params, role: str) -> None:
 def require_files(params: Params, role: str, otherwise: str = "") -> None:
     """Raise Problem where a local file of a role is not there."""
     for name, (source, _) in params.sources(role).items():
+        if source.path:
+            require_copied(params.key(role, name), Path(source.path))
         if source.path and not Path(source.path).exists():
             key = params.key(role, name)
             cure = adapter_of(key, role, source).cure
@@ -55,6 +58,23 @@ def require_files(params: Params, role: str, otherwise: str = "") -> None:
                 f"{key}: {source.path} is not there: {f'{cure} first' if cure else 'put it there'}, or name "
                 f"another dataset{otherwise}"
             )
+
+
+def require_copied(key: str, path: Path) -> None:
+    """Raise Problem where the workspace has files of a dataset that a temporary copy of it lacks: DVC copies
+    what git or DVC tracks.
+    """
+    workspace = Path(os.environ.get("DVC_ROOT", "."))
+    origin = workspace / path
+    files = [origin] if origin.is_file() else sorted(file for file in origin.rglob("*") if file.is_file())
+    names = [os.path.relpath(file, workspace) for file in files if not file.name.startswith(".")]
+    lost = [name for name in names if not Path(name).exists()]
+    if lost:
+        raise Problem(
+            f"{key}: {', '.join(lost[:5])}{f' and {len(lost) - 5} more' if len(lost) > 5 else ''} of the "
+            "workspace is not in this copy of it, as neither git nor DVC knows of it: `git add` or `dvc add` "
+            "it, and start the experiment again"
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -24,10 +25,12 @@ from stages.settings.files import replace_folder, write_json
 from stages.settings.params import ROLES, Own, Rows, Source
 from stages.settings.stage import role_argument, stage
 from stages.sources import hub, tables
-from stages.sources.catalog import SCHEMAS, Adapter, Fault, Row, adapter_of
+from stages.sources.catalog import adapter_of
+from stages.sources.layouts import SCHEMAS, Adapter, Fault, Row
 
 WATCHED = (Path("data/own"), Path("data/feedback"))  # by DVC
 GROUP = 10_000  # rows a row group: what a later stage holds in memory at a time
+Files = dict[str, tables.Dialect]  # of a dataset, by their paths in its folder, and how each is written
 SAMPLE_SEED = 11  # of the fixed sample that a cap takes; as a dataset grows, what was taken stays
 
 
@@ -42,12 +45,16 @@ def main(role: str) -> None:
                 continue
             read = builtin if source.builtin else published
             rows, facts = read(key, role, name, source, wanted)
-            count, faults, example = write(folder / f"{name}.parquet", SCHEMAS[ROLES[role]], name, rows)
+            count, faults, notes, example = write(
+                folder / f"{name}.parquet", SCHEMAS[ROLES[role]], name, rows
+            )
             if faults.total() == count:
                 raise Problem(
                     f"{key}: none of {count:,} rows can be read as {role}: {example or 'the source is empty'}"
                 )
             sources[name] = facts | {key: facts.get(key, count) for key in ("published", "taken")}
+            if notes:
+                sources[name]["notes"] = dict(notes)
             print(summary(role, name, sources[name], faults))
         write_json(folder / "sources.json", sources)
 
@@ -63,12 +70,23 @@ def published(key: str, role: str, name: str, source: Source, wanted: Rows) -> t
     where = key if isinstance(source, Own) else f"datasets.{ROLES[role]}.{name}"
     adapter = adapter_of(where, role, source)
     root, names, facts = located(where, role, source, adapter)
-    tasks = [task for path in names for task in read_tasks(root / path, adapter.task)]
+    given = tables.Dialect(
+        source.encoding or "", source.delimiter or "", '"' if source.quote is None else source.quote,
+        tuple(source.header or ()),
+    )  # fmt: skip
+    files = {path: tables.dialect(root / path, given) for path in names}
+    tasks, unread = survey(where, adapter, root, files)
     if wanted.rows_per_task and not adapter.task:
         raise Problem(f"{key}.rows_per_task: this dataset has no tasks; name their column as columns.task")
+    if adapter.learn:
+        adapter = replace(adapter, convert=adapter.learn(readable(root, files)))
     mask = sample(tasks, wanted)
-    rows = adapted(role, name, adapter, root, names, mask)
-    facts |= {"published": len(tasks), "note": adapter.note, "taken": int(mask.sum())}
+    rows = adapted(role, name, adapter, root, files, mask)
+    facts |= {
+        "published": len(tasks), "note": adapter.note, "taken": int(mask.sum()), "unread": unread,
+        "files": {path: tables.said(root / path, how) for path, how in files.items()},
+        "splits": splits_of(role, names),
+    }  # fmt: skip
     return (contradictions(list(rows)) if role == "benchmarks" else rows), facts
 
 
@@ -77,49 +95,76 @@ def published(key: str, role: str, name: str, source: Source, wanted: Rows) -> t
 
 def located(key: str, role: str, source: Source, adapter: Adapter) -> tuple[Path, list[str], dict]:
     """A folder, the table files in it, and where they come from."""
+    own = source.repo is None and source.columns is not None  # in a folder of one's own all tables are meant
+    patterns = tuple(source.files or (("*",) if own else adapter.files))
     if source.repo:
         found = hub.snapshot(
-            key, "dataset", source.repo, source.revision, lambda names: table_files(names, adapter.files)
+            key, "dataset", source.repo, source.revision, lambda names: table_files(names, patterns)
         )
-        root, names, facts = (
-            found.folder,
-            list(found.files),
-            {"repo": source.repo, "commit": found.commit, "licence": found.licence},
-        )
+        root, names, there = found.folder, list(found.files), list(found.names)
+        facts = {"repo": source.repo, "commit": found.commit, "licence": found.licence}
     else:
         path = Path(source.path)
-        root, names = (path.parent, [path.name]) if path.is_file() else (path, [])
+        root, there = (path.parent, [path.name]) if path.is_file() else (path, [])
         if path.is_dir():
-            files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
-            names = table_files(files, adapter.files)
+            there = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+        names = there if path.is_file() else table_files(there, patterns)
         facts = {"path": source.path}
         if not {path, *path.parents} & set(WATCHED):
             print(
                 f"note: {key}: {path} is outside {WATCHED[0]}, where DVC watches: edits of it need "
                 f"`dvc repro -f fetch@{role}`"
             )
-    if not [name for name in names if PurePosixPath(name).suffix in tables.READERS]:
+    if source.files and not any(matches(name, patterns) for name in there):
+        raise Problem(
+            f"{key}.files is {', '.join(patterns)}: none of {', '.join(there[:5]) or 'no files'} is so named"
+        )
+    if not any(tables.kind(name) for name in names):
         kinds = ", ".join(suffix[1:] for suffix in tables.READERS)
         cure = f": {adapter.cure} first" if adapter.cure else ""
-        raise Problem(f"{key}: no table file ({kinds}) at {source.path or source.repo}{cure}")
-    return root, names, facts
+        found = f"; there is {', '.join(sorted(there)[:5])}" if there else ""
+        raise Problem(f"{key}: no table file ({kinds}) at {source.path or source.repo}{found}{cure}")
+    return root, names, facts | {"left_out": left_out(there, names)}
 
 
 def table_files(names: list[str], patterns: tuple[str, ...]) -> list[str]:
-    """The files to read, in order: those of the adapter's patterns (where the layout has changed, all), in
-    one format.
+    """The files to read, in order: those of the patterns (where the layout has changed, all).
 
     Of a table that stands there in several formats one is taken: the first of READERS.
     """
-    visible = [name for name in sorted(names) if not any(part.startswith(".") for part in name.split("/"))]
-    named = [name for name in visible if any(fnmatch(name, pattern) for pattern in patterns)]
-    for found in (named, visible):
-        for suffix in tables.READERS:
-            if same := [name for name in found if name.endswith(suffix)]:
-                return same
-    return []
+    seen = visible(names)
+    found = [name for name in seen if matches(name, patterns)] or seen
+    kinds, best = list(tables.READERS), {}
+    for name in found:
+        known = best.setdefault(tables.stem(name), name)
+        if kinds.index(tables.kind(name)) < kinds.index(tables.kind(known)):
+            best[tables.stem(name)] = name
+    return sorted(best.values())
 
 
+def visible(names: list[str]) -> list[str]:
+    """The tables among files, but for hidden ones."""
+    shown = [name for name in sorted(names) if not any(part.startswith(".") for part in name.split("/"))]
+    return [name for name in shown if tables.kind(name)]
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def left_out(there: list[str], names: list[str]) -> dict[str, str]:
+    """The files that are not read, and why."""
+    taken, found = {tables.stem(name): name for name in names}, {}
+    for name in sorted(set(there) - set(names)):
+        if tables.kind(name):
+            twin = taken.get(tables.stem(name))
+            found[name] = f"{PurePosixPath(twin).name} is the same table" if twin else "not among `files`"
+        elif not PurePosixPath(name).name.startswith((".", *ABOUT)):
+            found[name] = "no table"
+    return found
+
+
+ABOUT = ("README", "LICENSE", *sorted(tables.METADATA))  # what tables are described in
 SPLITS = {
     "train": "train",
     "validation": "validation",
@@ -128,25 +173,44 @@ SPLITS = {
     "dev": "dev",
     "test": "test",
 }
+PIECE = re.compile(r"[-_.]?\d+([-_]of[-_]\d+)?([-_][0-9a-f]{16})?$")
 
 
-def split_in(name: str) -> str | None:
-    """The split that a file's name tells, as data/test-00000-of-00001.parquet does."""
-    words = re.split(r"[/._-]", name.lower())
-    return next((SPLITS[word] for word in reversed(words) if word in SPLITS), None)
+def told_splits(names: list[str]) -> dict[str, str | None]:
+    """The split that each file's name tells: a folder or a file of just that name, in pieces too
+    (data/test-00000-of-00001.parquet), or a name that stands there with another split as well (arcd-train,
+    arcd-test). driving-test.jsonl alone is no test split.
+    """
+    found, others = {}, defaultdict(set)
+    for name in names:
+        *folders, last = tables.stem(name).lower().split("/")
+        last = PIECE.sub("", last)
+        words = re.split(r"([._-])", last)
+        place = next((i for i in reversed(range(len(words))) if words[i] in SPLITS), None)
+        whole = next((SPLITS[part] for part in (last, *reversed(folders)) if part in SPLITS), None)
+        if whole or place is None:
+            found[name] = whole
+        else:
+            rest = (*folders, *words[:place], *words[place + 1 :])
+            found[name] = (SPLITS[words[place]], rest)
+            others[rest].add(SPLITS[words[place]])
+    return {
+        name: told if not isinstance(told, tuple) else told[0] if len(others[told[1]]) > 1 else None
+        for name, told in found.items()
+    }
 
 
 def splits_of(role: str, names: list[str]) -> dict[str, str | None]:
     """The split of each file. A benchmark is asked in its test split, with worked examples from a dev split;
     training data has a validation split of its own only where there is a train split beside it."""
-    found = {name: split_in(name) for name in names}
+    found = told_splits(names)
     several = len(set(found.values())) > 1
     if role == "benchmarks":
         return {
             name: "dev" if several and split in ("dev", "validation", "train") else "test"
             for name, split in found.items()
         }
-    if "train" not in found.values() or not several:
+    if "train" not in found.values() or not {"validation", "dev", "test"} & set(found.values()):
         return dict.fromkeys(names)
     return {name: "train" if split in ("train", None) else "validation" for name, split in found.items()}
 
@@ -156,11 +220,11 @@ SHARD = re.compile(rf"(?:^|[._-])(?:{'|'.join(SPLITS)})(?=$|[._-])|-\d+-of-\d+(?
 
 def subjects_in(names: list[str]) -> dict[str, str]:
     """The subject of each file, where every subject is a folder or a file of its own; {} where none is."""
-    paths = [PurePosixPath(name) for name in names]
+    paths = [PurePosixPath(tables.stem(name)) for name in names]
     folders = [path.parent.name for path in paths]
     if len(set(folders)) > 1:
         return dict(zip(names, folders))
-    plain = ["_".join(SHARD.sub("", path.stem).strip("._-").split("-")) for path in paths]
+    plain = ["_".join(SHARD.sub("", path.name).strip("._-").split("-")) for path in paths]
     plain = ["" if stem in SPLITS else stem for stem in plain]
     return dict(zip(names, plain)) if len(set(plain)) > 1 else {}
 
@@ -168,11 +232,40 @@ def subjects_in(names: list[str]) -> dict[str, str]:
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
-def read_tasks(path: Path, column: str) -> Iterator[str]:
-    """The task of every row of a file, "" where it has none."""
-    for row in tables.rows(path, [column] if column else []):
-        value = row.get(column) if isinstance(row, dict) else None
-        yield "" if value is None else str(value)
+def survey(key: str, adapter: Adapter, root: Path, files: Files) -> tuple[list[str], list[str]]:
+    """The task of every row, "" where it has none; and the columns that nothing reads. Raises Problem where
+    params.yaml names a column that no file has.
+    """
+    tasks, columns = [], {}
+    for path, how in files.items():
+        columns |= dict.fromkeys(tables.columns(root / path))
+        for row in tables.rows(root / path, [adapter.task] if adapter.task else [], how):
+            cells = row if isinstance(row, dict) else {}
+            if not cells.keys() <= columns.keys():
+                columns |= dict.fromkeys(cells)
+            value = cells.get(adapter.task)
+            tasks.append("" if value is None else str(value))
+    named = {name: ours for ours, names in adapter.named.items() for name in names}
+    tops = {*named, *(name.partition(".")[0] for name in named)}
+    for name, ours in named.items():
+        if columns and not {name, name.partition(".")[0]} & columns.keys():
+            raise Problem(
+                f"{key}.columns.{ours} is {name!r}: there is no such column, but "
+                f"{', '.join(map(str, columns))[:300]}{headless(files)}"
+            )
+    return tasks, [str(name) for name in columns if named and name and name not in tops]
+
+
+def headless(files: Files) -> str:
+    """The cure for a table without a header, whose first row was taken for one."""
+    plain = any(tables.kind(path) in (".csv", ".tsv", ".xlsx") for path in files)
+    return "; where the first line is a row, name the columns in order as `header`" if plain else ""
+
+
+def readable(root: Path, files: Files) -> Iterator[Row]:
+    """All rows that can be read."""
+    for path, how in files.items():
+        yield from (row for row in tables.rows(root / path, None, how) if isinstance(row, dict))
 
 
 def sample(tasks: list[str], wanted: Rows) -> np.ndarray:
@@ -193,15 +286,15 @@ def sample(tasks: list[str], wanted: Rows) -> np.ndarray:
 
 
 def adapted(
-    role: str, name: str, adapter: Adapter, root: Path, names: list[str], taken: np.ndarray
+    role: str, name: str, adapter: Adapter, root: Path, files: Files, taken: np.ndarray
 ) -> Iterator[Row]:
     """The rows taken, in the layout of `role`; one that cannot be used has its fault and its original
     text.
     """
-    splits, number = splits_of(role, names), 0
-    subjects = subjects_in(names) if role == "benchmarks" else {}
-    for path in names:
-        for row in tables.rows(root / path):
+    splits, number = splits_of(role, list(files)), 0
+    subjects = subjects_in(list(files)) if role == "benchmarks" else {}
+    for path, how in files.items():
+        for row in tables.rows(root / path, None, how):
             if taken[number]:
                 found = usable(adapter, row)
                 for part, ours in enumerate(found, 1):
@@ -274,11 +367,11 @@ def item_key(row: Row) -> tuple:
     return (" ".join(row["question"].split()), " ".join(row["context"].split()), *sorted(row["choices"]))
 
 
-def write(path: Path, schema: pa.Schema, name: str, rows: Iterable[Row]) -> tuple[int, Counter, str]:
-    """Write rows in row groups of bounded size; return how many, the faults among them, and one fault in
-    words.
+def write(path: Path, schema: pa.Schema, name: str, rows: Iterable[Row]) -> tuple[int, Counter, Counter, str]:
+    """Write rows in row groups of bounded size; return how many, the faults among them, what is left out of
+    others, and one fault in words.
     """
-    rows, taken, faults, example = iter(rows), 0, Counter(), ""
+    rows, taken, faults, notes, example = iter(rows), 0, Counter(), Counter(), ""
     with (
         parquet.ParquetWriter(path, schema) as writer,
         tqdm(desc=name, unit=" rows", disable=None, leave=False) as bar,
@@ -288,25 +381,45 @@ def write(path: Path, schema: pa.Schema, name: str, rows: Iterable[Row]) -> tupl
             bad = [row for row in group if row.get("fault")]
             example = example or (f"{bad[0]['id']}: {bad[0]['detail']}" if bad else "")
             faults.update(row["fault"] for row in bad)
+            notes.update(row["detail"] for row in group if row.get("detail") and not row.get("fault"))
             taken += len(group)
             bar.update(len(group))
-    return taken, faults, example
+    return taken, faults, notes, example
 
 
-def summary(role: str, name: str, source: dict, faults: Counter) -> str:
-    """What was fetched, under which licence, in lines for a person."""
+def summary(role: str, name: str, source: dict, faults: dict[str, int]) -> str:
+    """What was fetched, under which licence, and what of it is not read, in lines for a person."""
     lost = ", ".join(f"{count:,} {reason}" for reason, count in sorted(faults.items()))
     lines = [
         f"fetch: {role}: {name}: {source['taken']:,} of {source['published']:,} "
         f"rows{f' ({lost})' if lost else ''}"
     ]
     if "repo" in source:
-        lines.append(
-            f"       {source['repo']} at {source['commit'][:12]}, {hub.licence_note(source['licence'])}"
-        )
+        lines.append(f"{source['repo']} at {source['commit'][:12]}, {hub.licence_note(source['licence'])}")
     if source.get("note"):
-        lines.append(f"       {source['note']}")
-    return "\n".join(lines)
+        lines.append(source["note"])
+    lines += file_lines(source.get("files", {}), source.get("splits", {}))
+    lines += [f"{count:,} rows: {note}" for note, count in sorted(source.get("notes", {}).items())]
+    if source.get("left_out"):
+        lines.append("left out: " + listed(f"{name} ({why})" for name, why in source["left_out"].items()))
+    if source.get("unread"):
+        lines.append("columns that nothing reads: " + listed(source["unread"]))
+    return "\n       ".join(lines)
+
+
+def file_lines(files: dict[str, str], splits: dict[str, str | None]) -> list[str]:
+    """The files of each split, and how they are read; none of a single plain file."""
+    if len(files) < 2 and not any(files.values()):
+        return []
+    by_split = defaultdict(list)
+    for name, how in files.items():
+        by_split[splits[name] or "train and validation by prompt"].append(f"{name} ({how})" if how else name)
+    return [f"{split}: {listed(names)}" for split, names in by_split.items()]
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    first, others = list(islice(names := iter(names), most)), sum(1 for _ in names)
+    return ", ".join(first) + (f" and {others:,} more" if others else "")
 
 
 if __name__ == "__main__":

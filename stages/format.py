@@ -201,7 +201,16 @@ def judge(notes: Notes, gate: Format) -> Verdicts:
         near = duplicates.near_twins(arrays["bands"], arrays["signatures"], once, gate.near_duplicates)
     # A prompt that one source holds out must not be trained on by way of another.
     validation = np.isin(prompts, prompts[alive & arrays["validation"]])
+    kept = alive & (exact < 0) & (near < 0)
+    if not validation[kept].any():  # a few rows, none of which the hash holds out
+        validation |= held_out_of_few(prompts, kept)
     return Verdicts(contradicted, exact, near, validation)
+
+
+def held_out_of_few(prompts: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The rows of the prompt with the least hash, where there are others to train on."""
+    several = len(np.unique(prompts[kept])) > 1
+    return prompts == prompts[kept].min() if several else np.zeros(len(prompts), bool)
 
 
 # --- 3. writing ---------------------------------------------------------------------------------------------
@@ -301,8 +310,8 @@ def gate(role: str, params: Params, report: dict, examples: dict[str, str]) -> N
     for split in ("train", "validation") if not role.startswith("sampled") else ("train",):
         if not report[split]:
             raise Problem(
-                f"no {split} rows of {role} are left ({reasons or 'too few came in'}): see its datasets and "
-                "format.validation"
+                f"no {split} rows of {role} are left ({reasons or 'one prompt came in'}): two prompts are "
+                "the least, one to train on and one to hold out"
             )
 
 

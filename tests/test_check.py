@@ -37,6 +37,26 @@ def test_files_that_are_not_there_are_named_up_front(project):
     assert "`dvc repro evaluate@sft`" in error
 
 
+def test_files_that_a_temporary_copy_lacks_are_named(project, tmp_path_factory):
+    """`dvc exp run --temp` and a queue copy what git or DVC tracks, and give the workspace as DVC_ROOT."""
+    own(project)
+    (project.path / "data/own/more.csv").write_text("q,a\n", encoding="utf-8")
+    copy = project.copy(tmp_path_factory.mktemp("temp") / "copy")
+    copy.environment["DVC_ROOT"] = str(project.path)
+    assert check(copy, "params") == ""
+    (copy.path / "data/own/more.csv").unlink()
+    assert check(copy, "params") == ""  # nothing reads it
+    for each in (project, copy):
+        each.set({"mixtures.mine.instructions.own.path": "data/own"})
+    error = check(copy, "params")
+    assert error.startswith(
+        "error: mixtures.mine.instructions.own: data/own/more.csv of the workspace is not in"
+    )
+    assert "`git add` or `dvc add` it" in error
+    (copy.path / "data/own/preferences.jsonl").unlink()
+    assert "data/own/preferences.jsonl of the workspace is not in" in check(copy, "preferences")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -1,6 +1,7 @@
 """From raw rows to prompts: text policy, templates, and an account of every row."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -15,7 +16,7 @@ from stages import base
 from stages import format as formatting
 from stages.gate import account, duplicates, leaks, quality
 from stages.settings.reader import read
-from stages.sources import catalog
+from stages.sources import layouts
 from stages.text import shingles
 from stages.text.arabic import arabic_share, normalise, words
 from stages.text.prompts import TEMPLATES
@@ -120,11 +121,11 @@ def examine(tmp_path):
     def run(role, rows, benchmark=(), **gate):
         params = read(ROOT / "params.yaml")
         items = [
-            catalog.question(asked, ["نعم", "لا"], 0) | {"id": str(i), "split": "test"}
+            layouts.question(asked, ["نعم", "لا"], 0) | {"id": str(i), "split": "test"}
             for i, asked in enumerate(benchmark)
         ]
         parquet.write_table(
-            pa.Table.from_pylist(items, catalog.SCHEMAS["benchmarks"]), tmp_path / "exam.parquet"
+            pa.Table.from_pylist(items, layouts.SCHEMAS["benchmarks"]), tmp_path / "exam.parquet"
         )
         own = params.format.model_copy(update=gate)
         prompt = params.prompt.model_copy(update={"max_length": 64})
@@ -148,7 +149,7 @@ def examine(tmp_path):
 
 def test_every_row_is_kept_or_dropped_with_a_reason(examine):
     def pair(chosen, rejected, prompt="ما رأيك؟"):
-        return catalog.pair(prompt, chosen, rejected)
+        return layouts.pair(prompt, chosen, rejected)
 
     rows = {
         "": pair("نعم", "لا"),
@@ -165,14 +166,14 @@ def test_every_row_is_kept_or_dropped_with_a_reason(examine):
     ).rows.to_pylist()
     assert [row["reason"] for row in found] == [*rows, "malformed"]
     assert found[-1]["detail"] == "x is int"
-    (book,) = examine("instructions", [catalog.instruction("اكتب", "كتاب " * 10**6)]).rows.to_pylist()
+    (book,) = examine("instructions", [layouts.instruction("اكتب", "كتاب " * 10**6)]).rows.to_pylist()
     assert (book["reason"], book["tokens"]) == ("too_long", 0)  # known without counting
     assert found[0]["chosen"] == "نعم<|im_end|>"
 
 
 def test_a_single_vote_has_one_answer_and_its_label_tells_it_from_others(examine):
-    good, bad = (catalog.turn("assistant", answer) for answer in ("نعم", "لا"))
-    asked = catalog.turn("user", "ما رأيك؟")
+    good, bad = (layouts.turn("assistant", answer) for answer in ("نعم", "لا"))
+    asked = layouts.turn("user", "ما رأيك؟")
     votes = [
         (good, bad),
         (bad, good),
@@ -180,7 +181,7 @@ def test_a_single_vote_has_one_answer_and_its_label_tells_it_from_others(examine
         ([], good),
         ([], bad),
         ([], []),
-        (catalog.turn("assistant", " "), bad),
+        (layouts.turn("assistant", " "), bad),
     ]
     found = examine(
         "preferences",
@@ -204,14 +205,14 @@ def test_a_single_vote_has_one_answer_and_its_label_tells_it_from_others(examine
 
 
 def test_a_single_digit_is_an_answer(examine):
-    found = examine("instructions", [catalog.instruction("كم عدد القارات؟", "٧")]).rows.to_pylist()
+    found = examine("instructions", [layouts.instruction("كم عدد القارات؟", "٧")]).rows.to_pylist()
     assert found[0]["reason"] == ""
 
 
 def test_tokens_saved_by_cleaning_are_measured_with_the_models_tokenizer(examine):
     tokenizer = Tokenizer.from_file(str(ROOT / "models/nano/tokenizer.json"))
     dirty, clean = "مـــا عـدد\u200f القارات؟", "ما عدد القارات؟"
-    (row,) = examine("instructions", [catalog.instruction(dirty, "سبع")]).rows.to_pylist()
+    (row,) = examine("instructions", [layouts.instruction(dirty, "سبع")]).rows.to_pylist()
     assert row["saved"] == len(tokenizer.encode(dirty).ids) - len(tokenizer.encode(clean).ids) > 0
 
 
@@ -233,7 +234,7 @@ QUESTION = "ما هي عاصمة الدولة التي تقع بين نهري د
     ],
 )
 def test_a_benchmark_question_in_a_training_row_is_found(examine, prompt, leaks_it):
-    rows = [catalog.instruction(prompt, "بغداد هي")]
+    rows = [layouts.instruction(prompt, "بغداد هي")]
     benchmark = [QUESTION + "؟", "اكتب العدد الآتي تسعمئة؟"]
     (row,) = examine("instructions", rows, benchmark).rows.to_pylist()
     assert (row["reason"] == "leak") == bool(row["leak"]) == leaks_it
@@ -332,7 +333,7 @@ def sources(folder, role, **tables):
     for name, rows in tables.items():
         rows = [{"source": name, "id": f"{name}:{i}", **row} for i, row in enumerate(rows)]
         parquet.write_table(
-            pa.Table.from_pylist(rows, catalog.SCHEMAS[role]), raw / f"{name}.parquet", row_group_size=40
+            pa.Table.from_pylist(rows, layouts.SCHEMAS[role]), raw / f"{name}.parquet", row_group_size=40
         )
     (raw / "sources.json").write_text(
         json.dumps({name: {"published": len(rows)} for name, rows in tables.items()})
@@ -348,17 +349,17 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base.main()
     long = " ".join(f"كلمة{i}" for i in range(30))
-    first = [catalog.instruction(f"سؤال رقم {i}", f"جواب {i}") for i in range(100)]
+    first = [layouts.instruction(f"سؤال رقم {i}", f"جواب {i}") for i in range(100)]
     second = [
-        catalog.instruction(f"سُؤال رقم {i}،", f"جواب {i}.") for i in range(50)
+        layouts.instruction(f"سُؤال رقم {i}،", f"جواب {i}.") for i in range(50)
     ]  # the same but for marks
-    second += [catalog.instruction(long, long + " نهاية"), catalog.instruction(long, long + " أخرى")]
+    second += [layouts.instruction(long, long + " نهاية"), layouts.instruction(long, long + " أخرى")]
     second += [
-        catalog.instruction("سؤال رقم 7", "جواب آخر") | {"split": "validation"},
+        layouts.instruction("سؤال رقم 7", "جواب آخر") | {"split": "validation"},
         {"fault": "malformed", "detail": "d", "original": "o"},
     ]
     sources(tmp_path, "instructions", first=first, second=second)
-    exam = [catalog.question("سؤال رقم 9", ["جواب 9", "لا"], 0) | {"split": "test"}]
+    exam = [layouts.question("سؤال رقم 9", ["جواب 9", "لا"], 0) | {"split": "test"}]
     sources(tmp_path, "benchmarks", exam=exam)
     return tmp_path
 
@@ -388,6 +389,22 @@ def test_the_account_of_a_mixture_adds_up(project):
     assert not set(train["prompt"].to_pylist()) & set(validation["prompt"].to_pylist())
     assert "second:52" in validation["id"].to_pylist()
     assert "first:7" in validation["id"].to_pylist()  # another source holds its prompt out
+
+
+@pytest.mark.parametrize("count", [1, 2, 10])
+def test_of_a_few_rows_one_is_held_out(project, count):
+    shutil.rmtree(project / "data/raw/instructions")
+    rows = [layouts.instruction(f"ما الكلمة رقم {i}؟", f"جواب {i}") for i in range(count)]
+    sources(project, "instructions", few=rows)
+    if count == 1:
+        with pytest.raises(
+            SystemExit, match=r"no validation rows .* \(one prompt came in\): two prompts are the"
+        ):
+            formatting.main("instructions")
+    else:
+        formatting.main("instructions")
+        report = json.loads((project / "data/reports/instructions.json").read_text(encoding="utf-8"))
+        assert (report["train"], report["validation"]) == (count - 1, 1)
 
 
 def test_too_great_a_loss_stops_the_stage_and_leaves_the_report(project, monkeypatch):

@@ -424,6 +424,37 @@ def test_a_system_without_links_gets_the_file_itself(tmp_path, monkeypatch):
     assert (tmp_path / "snapshots/commit" / DATA).read_bytes() == BIG
 
 
+# --- datasets -----------------------------------------------------------------------------------------------
+
+OWN = """
+from stages import fetch
+from stages.settings.params import Own, Rows
+source = {{"repo": "me/own@main", "columns": {{"prompt": "سؤال", "completion": "جواب"}}, **{more!r}}}
+rows, facts = fetch.published("mixtures.demo.instructions.x", "instructions", "x", Own(**source), Rows())
+print([(row["prompt"][0]["content"], row["split"]) for row in rows], facts["files"], facts["left_out"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "[('س١', 'validation'), ('س٢', 'train')] {'data/test.jsonl.gz': '', 'data/train.csv': "
+            "'delimiter ;'} {'raw/all.tsv': 'not among `files`', 'train.py': 'no table'}"),
+        ({"files": "raw/*"}, "[('س٣', None)] {'raw/all.tsv': ''}"),
+    ],
+)  # fmt: skip
+def test_a_dataset_of_no_known_layout_is_read_by_its_columns(server, client, more, said):
+    rows = {"data/train.csv": "سؤال;جواب\nس٢;ج\n", "raw/all.tsv": "سؤال\tجواب\nس٣\tج\n", "train.py": "evil"}
+    files = {name: text.encode() for name, text in rows.items()}
+    files["data/test.jsonl.gz"] = gzip.compress(json.dumps({"سؤال": "س١", "جواب": "ج"}).encode())
+    server.push("dataset", "me/own", {"README.md": b"---\nlicense: mit\n---\n", **files})
+    result = subprocess.run(
+        [sys.executable, "-c", OWN.format(more=more)],
+        cwd=ROOT, env=client.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.stdout.startswith(said), result.stderr
+
+
 # --- models -------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from stages import fetch
 from stages.evaluation import protocols
 from stages.settings.errors import Problem
 from stages.settings.files import write_json
-from stages.sources import catalog
+from stages.sources import layouts
 from stages.sources.catalog import ADAPTERS
 from stages.text import judging
 from tools import harness
@@ -86,7 +86,7 @@ def canonical(benchmark, rows, split="test"):
         row | {"id": f"{benchmark}:{split}{i}", "split": split, "source": benchmark}
         for i, row in enumerate(ours)
     ]
-    return pa.Table.from_pylist(labelled, catalog.SCHEMAS["benchmarks"]).to_pylist()
+    return pa.Table.from_pylist(labelled, layouts.SCHEMAS["benchmarks"]).to_pylist()
 
 
 def requests_of(folder, shots):
@@ -274,7 +274,7 @@ def test_answers_from_passages_are_asked_and_judged_as_in_lighteval():
 
 def test_a_users_own_items_are_asked_in_the_general_way():
     def item(choices, **cells):
-        return catalog.question("كم؟", choices, 0, **cells) | {"id": "mine:0", "split": "test", "fault": None}
+        return layouts.question("كم؟", choices, 0, **cells) | {"id": "mine:0", "split": "test", "fault": None}
 
     request = protocols.ask("mine", item(["1", "2"]), "lm-eval", [])
     assert (
@@ -344,7 +344,7 @@ def test_the_task_file_makes_the_harness_ask_what_we_ask(style, shots, tmp_path,
     rows += [good | {"id": "arabicmmlu:faulty", "fault": "duplicate"}, good | {"id": "arabicmmlu:leaked"}]
     harness.RAW.mkdir(parents=True)
     parquet.write_table(
-        pa.Table.from_pylist(rows, catalog.SCHEMAS["benchmarks"]), harness.RAW / "arabicmmlu.parquet"
+        pa.Table.from_pylist(rows, layouts.SCHEMAS["benchmarks"]), harness.RAW / "arabicmmlu.parquet"
     )
     write_json(
         harness.RAW / "sources.json",

@@ -31,7 +31,7 @@ from stages.settings.errors import Problem, one_line_errors
 from stages.settings.files import read_json, replace_file
 from stages.settings.params import ROLES
 from stages.settings.reader import read
-from stages.sources.catalog import Row
+from stages.sources.layouts import Row
 
 RAW, REPORTS, PREDICTIONS = Path("data/raw/benchmarks"), Path("data/reports"), Path("data/predictions")
 TRAINED_ON = [role for role, layout in ROLES.items() if layout != "benchmarks"]

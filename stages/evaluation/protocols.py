@@ -21,7 +21,7 @@ from stages.settings.errors import Problem
 HARNESSES = {"lm-eval": "lm-evaluation-harness 0.4.13", "oall": "lighteval 0.13.0"}  # by style
 LATIN = list(ascii_uppercase)
 ARABIC = "أ ب ج د هـ و ز ح ط ي ك ل م ن س ع ف ص ق ر ش ت ث خ ذ ض ظ غ".split()  # the order of the abjad
-Item = dict  # a row of the benchmarks layout of catalog.py
+Item = dict  # a row of the benchmarks layout of stages/sources/layouts.py
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ Positive = Annotated[float, Field(gt=0)]
 # Of a dataset: also of its file, and of a key that -S can write.
 Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
 Amount = Annotated[Any, AfterValidator(lambda value: _amount(value))]
+Columns = str | Annotated[list[str], Field(min_length=1)]  # of a dataset: one, or several that are joined
+Encoding = Annotated[str, AfterValidator(lambda value: _encoding(value))]
 # What a dataset is for → the layout of its rows: continued training takes rows like those of sft.
 ROLES = {
     "instructions": "instructions",
@@ -81,8 +83,23 @@ class Source(Section):
     repo: str | None = None
     revision: str | None = None
     path: str | None = None
-    columns: dict[str, str | list[str]] | None = None
+    columns: dict[str, Columns] | None = None
     adapter: str | None = None
+    files: list[str] | None = None  # patterns of those to read, as xquad.ar/*; without: all tables
+    encoding: Encoding | None = None  # of text files; without: found out, as is the delimiter
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    quote: Annotated[str, Field(max_length=1)] | None = None  # '' makes quotes plain characters
+    header: Annotated[list[str], Field(min_length=1)] | None = None  # of files whose first line is a row
+    answer_base: Literal[0, 1] | None = None  # what the first choice of a benchmark is called
+
+    @model_validator(mode="before")
+    @classmethod
+    def written_short(cls, given: Any) -> Any:
+        """`repo: name@revision` as repo and revision, one pattern as a list."""
+        given = _with_revision(given)
+        if isinstance(given, dict) and isinstance(given.get("files"), str):
+            given = given | {"files": [given["files"]]}
+        return given
 
     @model_validator(mode="after")
     def one_source(self) -> "Source":
@@ -311,10 +328,7 @@ class Weights(Precision):
     @classmethod
     def written_short(cls, given: Any) -> Any:
         """`repo: name@revision` as repo and revision."""
-        if isinstance(given, dict) and isinstance(given.get("repo"), str) and "@" in given["repo"]:
-            repo, _, revision = given["repo"].partition("@")
-            return given | {"repo": repo, "revision": revision}
-        return given
+        return _with_revision(given)
 
     @model_validator(mode="after")
     def one_source(self) -> "Weights":
@@ -521,6 +535,21 @@ def _amount(value: Any) -> int | str:
     if value == "all" or (type(value) is int and value > 0):
         return value
     raise ValueError(f"must be a number of rows or `all`, not {value!r}")
+
+
+def _encoding(value: str) -> str:
+    try:
+        "".encode(value)
+        return value
+    except LookupError:
+        raise ValueError(f"{value!r} is no encoding that Python knows, as utf-16 or cp1256 are") from None
+
+
+def _with_revision(given: Any) -> Any:
+    if isinstance(given, dict) and isinstance(given.get("repo"), str) and "@" in given["repo"]:
+        repo, _, revision = given["repo"].partition("@")
+        return given | {"repo": repo, "revision": revision}
+    return given
 
 
 def _known(key: str, value: str, table: dict) -> None:

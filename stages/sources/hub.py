@@ -28,14 +28,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The chosen files of a repository at one commit, whole and checked. `licence` is what its card says, ""
-    where it says none.
+    """The chosen files of a repository at one commit, whole and checked, among the `names` of all.
+    `licence` is what its card says, "" where it says none.
     """
 
     folder: Path
     commit: str
     files: tuple[str, ...]
     licence: str
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,8 @@ def snapshot(
     if not record or not is_whole(wanted, record, choose(record["names"])):
         record = complete(wanted, record, choose)
     files = tuple(sorted(choose(record["names"])))
-    return Snapshot(
-        wanted.folder / "snapshots" / record["commit"], record["commit"], files, record["licence"]
-    )
+    folder = wanted.folder / "snapshots" / record["commit"]
+    return Snapshot(folder, record["commit"], files, record["licence"], tuple(record["names"]))
 
 
 def read_record(wanted: Wanted) -> dict | None:
@@ -145,7 +145,7 @@ def check_inside(wanted: Wanted, commit: str, name: str, digest: str) -> None:
         or not all(re.fullmatch(r"\w[\w.+=-]*", word) for word in (commit, digest))
     ):
         raise Problem(
-            f"{wanted}: {name[:80]!a} would be written outside the cache: do not trust what HF_ENDPOINT names"
+            f"{wanted}: {name[:80]!r} would be written outside the cache: do not trust what HF_ENDPOINT names"
         )
 
 
