@@ -138,6 +138,7 @@ def trained(folder: Path) -> Workspace:
         ["fetch", "instructions"], ["fetch", "preferences"], ["fetch", "continued"], ["fetch", "benchmarks"],
         ["base"],
         ["format", "instructions"], ["format", "preferences"], ["format", "continued"], ["sft"],
+        ["sample", "sft"], ["format", "sampled-sft"],
     ):  # fmt: skip
         workspace.run(sys.executable, "-m", f"stages.{command[0]}", *command[1:])
     return workspace
