@@ -72,7 +72,8 @@ class Progress(TrainerCallback):
         steps, seconds = self.WARM
         if not self.told and state.global_step - self.began >= steps and now - self.started > seconds:
             self.told = True
-            self.tell(state)
+            if self.left(state) > seconds:
+                self.tell(state)
         if now - self.said > self.EVERY:
             self.line(state)
         if now - self.kept > self.EVERY:
