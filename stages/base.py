@@ -77,16 +77,6 @@ def describe(key: str, folder: Path, prompt: Prompt) -> dict:
     from stages.sources import markers
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    if (
-        tokenizer(SAMPLE)["input_ids"]
-        != Tokenizer.from_file(str(folder / "tokenizer.json")).encode(SAMPLE).ids
-    ):
-        raise Problem(
-            f"{key}: transformers makes other tokens of a text than its tokenizer.json says, which "
-            "`format` reads: "
-            "save the tokenizer anew (AutoTokenizer.from_pretrained, save_pretrained) and name that folder "
-            "as `path`"
-        )
     known = tokenizer.get_vocab()
     end = END_OF_TEXT if END_OF_TEXT in known else tokenizer.eos_token
     if not end:
@@ -97,6 +87,16 @@ def describe(key: str, folder: Path, prompt: Prompt) -> dict:
             f"{key}: its vocabulary has no {', '.join(missing)}, of which prompt.template "
             f"{prompt.template} is "
             "made: set prompt.template: arabic, which needs none"
+        )
+    if (
+        tokenizer(SAMPLE)["input_ids"]
+        != Tokenizer.from_file(str(folder / "tokenizer.json")).encode(SAMPLE).ids
+    ):
+        raise Problem(
+            f"{key}: transformers makes other tokens of a text than its tokenizer.json says, which "
+            "`format` reads: "
+            "save the tokenizer anew (AutoTokenizer.from_pretrained, save_pretrained) and name that folder "
+            "as `path`"
         )
     found = {"end_of_text": end} if end != END_OF_TEXT else {}
     untrained = markers.untrained(folder, tokenizer, template.markers)

@@ -47,7 +47,7 @@ def main(role: str) -> None:
         examine_all(batches, settings, notes)
 
         # 2. what takes all rows to see
-        verdicts = judge(notes, params.format)
+        verdicts = judge(notes, params.format, holds_out=not role.startswith("sampled"))
 
         # 3. write the kept rows, the dropped ones, and the account of both
         reports = Path(f"data/reports/{role}.parquet")
@@ -189,7 +189,7 @@ class Verdicts:
     validation: np.ndarray
 
 
-def judge(notes: Notes, gate: Format) -> Verdicts:
+def judge(notes: Notes, gate: Format, holds_out: bool) -> Verdicts:
     arrays = notes.open("r")
     alive, prompts, claims = (np.array(arrays[name]) for name in ("alive", "prompts", "exact"))
     contradicted = duplicates.outvoted(claims, np.array(arrays["unordered"]), alive)
@@ -202,7 +202,7 @@ def judge(notes: Notes, gate: Format) -> Verdicts:
     # A prompt that one source holds out must not be trained on by way of another.
     validation = np.isin(prompts, prompts[alive & arrays["validation"]])
     kept = alive & (exact < 0) & (near < 0)
-    if not validation[kept].any():  # a few rows, none of which the hash holds out
+    if holds_out and not validation[kept].any():  # a few rows, none of which the hash holds out
         validation |= held_out_of_few(prompts, kept)
     return Verdicts(contradicted, exact, near, validation)
 

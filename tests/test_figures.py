@@ -120,7 +120,7 @@ def repository(tmp_path, monkeypatch):
             "plots": plots,
         }
     }
-    params = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("refine: [] ", "refine: [ipo] ")
+    params = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("refine: []\n", "refine: [ipo]\n")
     (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
     with (tmp_path / "dvc.yaml").open("w", encoding="utf-8") as file:
         YAML().dump({"stages": stages}, file)

@@ -264,7 +264,8 @@ def test_packing_lays_a_batch_in_one_row_whose_mask_is_square():
     assert replace(run, rows=2).mask == 8 * 512**2
 
 
-def test_the_reference_pass_counts_only_beyond_the_peak_of_training():
+def test_the_reference_pass_counts_only_beyond_the_peak_of_training(monkeypatch):
+    monkeypatch.setattr(memory, "REFERENCE_TOKENS", 4096)
     run = replace(RUN, shape=SHAPES["Qwen/Qwen2.5-3B"], batch_size=1, rows=2, reference=True)
     short, long = replace(run, length=32), replace(run, length=2048)
     before = [
