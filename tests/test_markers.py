@@ -204,7 +204,14 @@ def test_a_vocabulary_without_the_markers_is_refused_with_the_template_that_need
         def get_vocab(self):
             return {"</s>": 0, "a": 1}
 
+        def __call__(self, text):
+            return {"input_ids": [1]}
+
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda folder: Foreign())
+    file = SimpleNamespace(
+        from_file=lambda path: SimpleNamespace(encode=lambda text: SimpleNamespace(ids=[1]))
+    )
+    monkeypatch.setattr("tokenizers.Tokenizer", file)
     monkeypatch.setattr(markers, "untrained", lambda *_: [])
     prompt = read().prompt
     with pytest.raises(Problem, match=r"has no <\|im_start\|>, <\|im_end\|>, .*set prompt.template: arabic"):
