@@ -5,6 +5,7 @@ are trained beside the layers, and every later step carries them.
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
