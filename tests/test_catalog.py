@@ -667,6 +667,17 @@ def test_no_row_however_broken_stops_a_run_or_gets_lost(name, examiners):
     run()
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_half_a_character_in_any_column_is_a_fault(name):
+    whole = {"p": "س", "i": "ص", "b": "ض", "s": "ط"} | {"a": "ج", "l": "1", "o": "ج", "m": ASK + GOOD}
+    whole |= {"o": ["ج", "د"]} if name == "own exams" else {"m": "س"} if name == "own options" else {}
+    assert "fault" not in fetch.usable(FUZZED[name], whole)[0]
+    columns = {one for given in FUZZED[name].named.values() for one in given} - {"h.text", "l", "m"}
+    for column in columns:
+        half = ["ج", "\ud83d"] if column == "o" and name == "own exams" else "\ud83d"
+        assert fetch.usable(FUZZED[name], whole | {column: half})[0]["fault"] == "malformed", column
+
+
 def test_faults_have_a_reason_and_a_detail():
     for value in (None, 1, "\ud800"):
         with pytest.raises(Fault) as raised:

@@ -169,7 +169,7 @@ def answer(row: Row, names: list[str]) -> list[dict[str, str]]:
         found = written(found[0], names[0])
     if isinstance(found, (list, dict)):
         return turns(found, names[0])
-    return turn("assistant", found if isinstance(found, str) else joined(row, names))
+    return turn("assistant", written(found, names[0]) if isinstance(found, str) else joined(row, names))
 
 
 def led(row: Row, columns: Columns, messages: list[dict[str, str]]) -> list[dict[str, str]]:
