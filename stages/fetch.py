@@ -124,7 +124,8 @@ def located(key: str, role: str, source: Source, adapter: Adapter) -> tuple[Path
         cure = f": {adapter.cure} first" if adapter.cure else ""
         found = f"; there is {', '.join(sorted(there)[:5])}" if there else ""
         raise Problem(f"{key}: no table file ({kinds}) at {source.path or source.repo}{found}{cure}")
-    return root, names, facts | {"left_out": left_out(there, names)}
+    there = there if own else visible(there)  # a repository holds much else
+    return root, names, facts | {"left_out": left_out(there, names, patterns)}
 
 
 def table_files(names: list[str], patterns: tuple[str, ...]) -> list[str]:
@@ -152,13 +153,15 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def left_out(there: list[str], names: list[str]) -> dict[str, str]:
+def left_out(there: list[str], names: list[str], patterns: tuple[str, ...]) -> dict[str, str]:
     """The files that are not read, and why."""
     taken, found = {tables.stem(name): name for name in names}, {}
     for name in sorted(set(there) - set(names)):
         if tables.kind(name):
             twin = taken.get(tables.stem(name))
-            found[name] = f"{PurePosixPath(twin).name} is the same table" if twin else "not among `files`"
+            found[name] = (
+                f"{PurePosixPath(twin).name} is the same table" if twin else f"not {', '.join(patterns)}"
+            )
         elif not PurePosixPath(name).name.startswith((".", *ABOUT)):
             found[name] = "no table"
     return found
@@ -418,8 +421,8 @@ def file_lines(files: dict[str, str], splits: dict[str, str | None]) -> list[str
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:
-    first, others = list(islice(names := iter(names), most)), sum(1 for _ in names)
-    return ", ".join(first) + (f" and {others:,} more" if others else "")
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 if __name__ == "__main__":

@@ -439,7 +439,7 @@ print([(row["prompt"][0]["content"], row["split"]) for row in rows], facts["file
     ("more", "said"),
     [
         ({}, "[('س١', 'validation'), ('س٢', 'train')] {'data/test.jsonl.gz': '', 'data/train.csv': "
-            "'delimiter ;'} {'raw/all.tsv': 'not among `files`', 'train.py': 'no table'}"),
+            "'delimiter ;'} {'raw/all.tsv': 'not data/*'}"),
         ({"files": "raw/*"}, "[('س٣', None)] {'raw/all.tsv': ''}"),
     ],
 )  # fmt: skip

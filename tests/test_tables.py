@@ -216,7 +216,7 @@ def test_all_tables_of_a_folder_are_read_and_the_rest_is_named(tmp_path, capsys)
     ]
     rows, facts = taken(tmp_path, files="sub/*")
     assert list(facts["files"]) == ["sub/B.JSONL"]
-    assert facts["left_out"]["b.csv"] == "not among `files`"
+    assert facts["left_out"]["b.csv"] == "not sub/*"
     with pytest.raises(Problem, match=r"mine.files is \*.parquet: none of .* is so named"):
         taken(tmp_path, files=["*.parquet"])
 
