@@ -33,10 +33,12 @@ from stages.settings.errors import one_line_errors
 from stages.settings.files import sha256
 from stages.sources import layouts
 from stages.text import arabic, shingles
+from stages.training import supervised
 
 ROOT = Path(__file__).parents[1]
 LETTERS = "ابتثجحخدذرزسشصضطظعغفقكلمنهوي"
 REPEATED, NEARLY, LEAKED = 0.03, 0.03, 0.001  # shares of the rows
+TOKENISED = 50_000  # rows that TRL is given
 QUESTIONS = 14_000  # of the benchmark, as many as Arabic MMLU has
 
 
@@ -187,6 +189,7 @@ def stage_whole(rows: int, tokenizer: Path) -> None:
         size = sum(len(text.encode()) for text in sample_texts(folder, 2000)) / 2000
         seconds, memory = measured([sys.executable, "-m", "stages.format", "instructions"], folder)
         report = json.loads((folder / "data/reports/instructions.json").read_text())
+        tokens(folder / "data/formatted/instructions/train.parquet", tokenizer)
     lost = report["dropped"]
     print(
         f"stage, whole    {rows:>9,} rows of {size:.0f} bytes  {seconds:7.1f} s  {rows / seconds:9,.0f} "
@@ -197,6 +200,41 @@ def stage_whole(rows: int, tokenizer: Path) -> None:
         f"                dropped: {lost}; rows add up: "
         f"{report['rows'] == report['train'] + report['validation'] + sum(lost.values())}"
     )
+
+
+def tokens(path: Path, tokenizer: Path) -> None:
+    """The ids that the stage leaves with the rows, beside TRL's way: every training tokenises again."""
+    columns = parquet.ParquetFile(path).metadata.row_group(0)
+    sizes = {}
+    for i in range(columns.num_columns):
+        name = columns.column(i).path_in_schema.split(".")[0]
+        sizes[name] = sizes.get(name, 0) + columns.column(i).total_compressed_size
+    share = sum(sizes[name] for name in ("input_ids", "trained")) / sum(sizes.values())
+    stored, rows = timed(lambda: supervised.labelled(path))
+    print(
+        f"tokens, ours    {len(rows):>9,} rows read  {stored:7.1f} s  {share:.0%} of {path.stat().st_size / 1e6:.0f} MB"
+    )
+    rows = min(TOKENISED, len(rows))
+    print(
+        f"tokens, TRL's   {rows:>9,} rows made  {timed(lambda: trl_tokens(path, rows, tokenizer))[0]:7.1f} s"
+    )
+
+
+def trl_tokens(path: Path, rows: int, tokenizer: Path) -> object:
+    """What SFTTrainer does with prompts and completions before its first step."""
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    texts = parquet.read_table(path, columns=["prompt", "completion"]).slice(0, rows).to_pydict()
+    words = PreTrainedTokenizerFast(
+        tokenizer_file=str(tokenizer), eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(words), num_key_value_heads=1, head_dim=8, **shape))
+    with tempfile.TemporaryDirectory() as out:
+        config = SFTConfig(out, use_cpu=True, bf16=False, report_to="none")
+        return SFTTrainer(model, config, train_dataset=Dataset.from_dict(texts), processing_class=words)
 
 
 def sample_texts(folder: Path, count: int) -> list[str]:

@@ -1,7 +1,7 @@
 """Training beside the usual ways to do it, in one run, on the same rows.
 
-    python -m benchmarks.train [--size small] [--rows 96] [--pairs 32] [--only sft|preference] [--threads 2]
-    [--json FILE]
+    python -m benchmarks.train [--size small] [--rows 96] [--pairs 32] [--only sft|preference|looks]
+    [--threads 2] [--json FILE]
 
 Supervised fine-tuning, one pass over the same rows at the same learning rate:
     guide  what tutorials for Qwen, LoRA and Arabic publish, corrected only so far that it runs on today's
@@ -20,6 +20,9 @@ that `ours` trained:
     ours-first   stages/dpo.py: 2 pairs of similar length at a time; the policy scores all answers before its
                  first step and stores it
     ours-second  another method on the same pairs: the scores of their answers are found on disk
+
+`--only looks` trains ours with and without its looks at held-out rows (`evaluations: 10` and 0), for what they
+cost; give it rows enough, as a look at a short run costs a larger share.
 
 The base is a Qwen3 with random weights (speed does not depend on their values) and lengths are those of
 instruction data: half of the rows under 90 tokens, one in twenty over 500, none over 1,024. Every variant
@@ -109,16 +112,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found["machine"] = alone(folder, prepare, arguments.size, arguments.rows, arguments.pairs)
-        wanted = (
-            ["ours"] if arguments.only == "preference" else list(SFT)
-        )  # the preference stage starts from ours
-        found["sft"] = {variant: alone(folder, run, "sft", variant) for variant in wanted}
-        add(found["sft"], alone(folder, losses, wanted))
-        if arguments.only != "sft":
+        wanted = chosen(arguments.only)
+        found["sft"] = {variant: alone(folder, run, "sft", variant) for variant in wanted["sft"]}
+        add(found["sft"], alone(folder, losses, wanted["sft"]))
+        if wanted["preference"]:
             found["preference"] = {
-                variant: alone(folder, run, "preference", variant) for variant in PREFERENCE
+                variant: alone(folder, run, "preference", variant) for variant in wanted["preference"]
             }
-            add(found["preference"], alone(folder, margins, list(PREFERENCE)))
+            add(found["preference"], alone(folder, margins, wanted["preference"]))
     print(report(found))
     if arguments.json:
         write_json(arguments.json, found)
@@ -131,7 +132,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", choices=list(SIZES), default="small", help="of the model")
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--pairs", type=int, default=32, help=f"a multiple of {STEP}")
-    parser.add_argument("--only", choices=["sft", "preference"])
+    parser.add_argument("--only", choices=["sft", "preference", "looks"])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path, metavar="FILE", help="the numbers for programs")
     arguments = parser.parse_args()
@@ -140,6 +141,17 @@ def parse() -> argparse.Namespace:
             f"--pairs is {arguments.pairs}: ours trains on whole steps alone, give a multiple of {STEP}"
         )
     return arguments
+
+
+def chosen(only: str | None) -> dict[str, list[str]]:
+    """Variants of each stage; the preference stage starts from the adapter that `ours` trained."""
+    if only == "looks":
+        return {"sft": ["ours", UNWATCHED], "preference": ["ours-first", "ours-second", UNWATCHED]}
+    sft, preference = ([name for name in table if name != UNWATCHED] for table in (SFT, PREFERENCE))
+    return {
+        "sft": ["ours"] if only == "preference" else sft,
+        "preference": [] if only == "sft" else preference,
+    }
 
 
 def add(found: dict[str, dict], more: dict[str, dict]) -> None:
@@ -380,8 +392,9 @@ def our_second(params: Params) -> "Trainer":
     return trainers.build(params, "robust", dpo.PARENT)
 
 
-SFT = {"guide": guide_sft, "trl": trl_sft, "ours": our_sft}
-PREFERENCE = {"trl": trl_dpo, "ours-first": our_dpo, "ours-second": our_second}
+UNWATCHED, SCHEDULES = "ours-unwatched", ("sft", "preference")
+SFT = {"guide": guide_sft, "trl": trl_sft, "ours": our_sft, UNWATCHED: our_sft}
+PREFERENCE = {"trl": trl_dpo, "ours-first": our_dpo, "ours-second": our_second, UNWATCHED: our_second}
 
 
 def shared(params: Params, learning_rate: float) -> dict:
@@ -412,6 +425,9 @@ def run(stage: str, variant: str) -> dict:
     from stages.model.device import peak_memory
 
     params = read()
+    if variant == UNWATCHED:
+        blind = {part: getattr(params, part).model_copy(update={"evaluations": 0}) for part in SCHEDULES}
+        params = params.model_copy(update=blind)
     asked, cpu, start = count_references(), time.process_time(), time.perf_counter()
     trainer = {"sft": SFT, "preference": PREFERENCE}[stage][variant](params)
     seen = count_tokens(trainer)
@@ -560,11 +576,10 @@ def report(found: dict) -> str:
     machine, options = found["machine"], found["options"]
     # Other processes of a machine change how long a run on its CPU takes, but hardly its CPU time.
     clock, time_name = ("cpu_seconds", "CPU time") if machine["device"] == "CPU" else ("seconds", "time")
-    lines, spent = (
-        table("SFT", found["sft"]),
-        {variant: values[clock] for variant, values in found["sft"].items()},
-    )
+    lines = table("SFT", found["sft"])
+    spent = {variant: values[clock] for variant, values in found["sft"].items()}
     ours = spent.pop("ours")
+    lines += looks(ours, spent, time_name)
     lines += [
         f"ours: {other / ours:.2f} times as fast as {variant}, by {time_name}"
         for variant, other in spent.items()
@@ -573,6 +588,7 @@ def report(found: dict) -> str:
         lines += ["", *table("preference", found["preference"])]
         spent = {variant: values[clock] for variant, values in found["preference"].items()}
         second = spent.pop("ours-second")
+        lines += looks(second, spent, time_name)
         lines += [
             f"ours-second: {1 - second / other:.0%} less {time_name} than {variant}"
             for variant, other in spent.items()
@@ -584,6 +600,13 @@ def report(found: dict) -> str:
     return "\n".join(
         [*lines, "", f"{facts}; model {options['size']}, {options['rows']} rows, {options['pairs']} pairs"]
     )
+
+
+def looks(watched: float, spent: dict[str, float], time_name: str) -> list[str]:
+    """What they cost a run, where it was done without them too; that run leaves `spent`."""
+    if not (unwatched := spent.pop(UNWATCHED, None)):
+        return []
+    return [f"looks at held-out rows: {watched / unwatched - 1:+.1%} {time_name}"]
 
 
 def table(title: str, variants: dict[str, dict], columns: dict[str, tuple[str, str]] = COLUMNS) -> list[str]:

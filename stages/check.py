@@ -27,6 +27,7 @@ def main(item: str) -> None:
         if item == "params":
             if why := memory.unplanned(params.chosen_model.weights):
                 print(f"check: the memory of {params.model} is {why}")
+            require_base(params)
             for role in ROLES:
                 require_adapters(params, role)
                 if role != "preferences":
@@ -60,9 +61,18 @@ def require_files(params: Params, role: str, otherwise: str = "") -> None:
             )
 
 
+def require_base(params: Params) -> None:
+    """Raise Problem where a base model that is a folder is not there."""
+    key, path = f"models.{params.model}.weights.path", params.chosen_model.weights.path
+    if path:
+        require_copied(key, Path(path))
+        if not Path(path).is_dir():
+            raise Problem(f"{key}: {path} is no folder: name the one that holds the model")
+
+
 def require_copied(key: str, path: Path) -> None:
-    """Raise Problem where the workspace has files of a dataset that a temporary copy of it lacks: DVC copies
-    what git or DVC tracks.
+    """Raise Problem where the workspace has files that a temporary copy of it lacks: DVC copies what git or
+    DVC tracks.
     """
     workspace = Path(os.environ.get("DVC_ROOT", "."))
     origin = workspace / path

@@ -2,9 +2,11 @@
 still has.
 """
 
+import shutil
 import sys
 
 import pytest
+from ruamel.yaml import YAML
 
 from tests.conftest import Workspace
 from tests.test_workflows import own
@@ -55,6 +57,28 @@ def test_files_that_a_temporary_copy_lacks_are_named(project, tmp_path_factory):
     assert "`git add` or `dvc add` it" in error
     (copy.path / "data/own/preferences.jsonl").unlink()
     assert "data/own/preferences.jsonl of the workspace is not in" in check(copy, "preferences")
+
+
+def test_a_base_of_ones_own_is_watched_by_dvc_and_not_by_git(project, tmp_path_factory):
+    project.set(
+        {"data": "demo", "allow_builtin": True, "models.nano.weights.path": "models/own/mine"}
+    )
+    assert check(project, "params").startswith(
+        "error: models.nano.weights.path: models/own/mine is no folder"
+    )
+    own_base = project.path / "models/own/mine"
+    shutil.copytree(project.path / "models/nano", own_base)
+    assert check(project, "params") == ""
+    copy = project.copy(tmp_path_factory.mktemp("temp") / "copy")
+    copy.environment["DVC_ROOT"] = str(project.path)
+    shutil.rmtree(copy.path / "models/own/mine")
+    assert "of the workspace is not in this copy" in check(copy, "params")
+
+    project.run("git", "init", "-q")
+    project.run("git", "add", "-A")
+    assert project.run("git", "ls-files", "models/own").stdout == "models/own/README.md\n"
+    stages = YAML(typ="safe").load(project.path / "dvc.yaml")["stages"]
+    assert "models/own" in stages["base"]["deps"]
 
 
 @pytest.mark.parametrize(
