@@ -211,9 +211,8 @@ def tokens(path: Path, tokenizer: Path) -> None:
         sizes[name] = sizes.get(name, 0) + columns.column(i).total_compressed_size
     share = sum(sizes[name] for name in ("input_ids", "trained")) / sum(sizes.values())
     stored, rows = timed(lambda: supervised.labelled(path))
-    print(
-        f"tokens, ours    {len(rows):>9,} rows read  {stored:7.1f} s  {share:.0%} of {path.stat().st_size / 1e6:.0f} MB"
-    )
+    size = f"{share:.0%} of {path.stat().st_size / 1e6:.0f} MB"
+    print(f"tokens, ours    {len(rows):>9,} rows read  {stored:7.1f} s  {size}")
     rows = min(TOKENISED, len(rows))
     print(
         f"tokens, TRL's   {rows:>9,} rows made  {timed(lambda: trl_tokens(path, rows, tokenizer))[0]:7.1f} s"

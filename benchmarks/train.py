@@ -21,8 +21,8 @@ that `ours` trained:
                  first step and stores it
     ours-second  another method on the same pairs: the scores of their answers are found on disk
 
-`--only looks` trains ours with and without its looks at held-out rows (`evaluations: 10` and 0), for what they
-cost; give it rows enough, as a look at a short run costs a larger share.
+`--only looks` trains ours with and without its looks at held-out rows (`evaluations: 10` and 0), for what
+they cost; give it rows enough, as a look at a short run costs a larger share.
 
 The base is a Qwen3 with random weights (speed does not depend on their values) and lengths are those of
 instruction data: half of the rows under 90 tokens, one in twenty over 500, none over 1,024. Every variant

@@ -60,9 +60,7 @@ def test_files_that_a_temporary_copy_lacks_are_named(project, tmp_path_factory):
 
 
 def test_a_base_of_ones_own_is_watched_by_dvc_and_not_by_git(project, tmp_path_factory):
-    project.set(
-        {"data": "demo", "allow_builtin": True, "models.nano.weights.path": "models/own/mine"}
-    )
+    project.set({"data": "demo", "allow_builtin": True, "models.nano.weights.path": "models/own/mine"})
     assert check(project, "params").startswith(
         "error: models.nano.weights.path: models/own/mine is no folder"
     )
