@@ -25,7 +25,8 @@ SOURCES = Path("data/raw/benchmarks/sources.json")
 # What a checkpoint's training started from; the base model where nothing else is said.
 PARENT = {"dpo": Path("models/sft")}
 HEADLINE = ("preference", "validation_loss", "stop_rate")  # beside the benchmarks
-DETAILS = ("skills_worked_examples", "skills_choice")  # of the benchmarks: how else the same items were asked
+# Ends of the names of benchmarks: how else the same items were asked.
+DETAILS = ("_worked_examples", "_worked_examples_f1", "skills_choice")
 
 
 def main(checkpoint: str) -> None:
@@ -47,9 +48,9 @@ def main(checkpoint: str) -> None:
         laps.append(("loading", perf_counter()))
 
         # 2. benchmarks, and held-out pairs as one more
-        names, rows = list(read_json(SOURCES)), []
+        names, rows, texts = list(read_json(SOURCES)), [], held_out("instructions")
         for name in names:
-            rows += benchmarks.ask(model, name, params.evaluate, judge)
+            rows += benchmarks.ask(model, name, params.evaluate, texts, judge)
             laps.append((name, perf_counter()))
         pairs = spread(
             [row for row in held_out("preferences") if row["chosen"] and row["rejected"]],
@@ -66,7 +67,7 @@ def main(checkpoint: str) -> None:
         laps.append(("held-out pairs", perf_counter()))
 
         # 3. held-out text, and the health of answers to some of its prompts
-        texts = spread(held_out("instructions"), params.evaluate.held_out)
+        texts = spread(texts, params.evaluate.held_out)
         losses, stops = heldout.score_texts(model, texts)
         laps.append(("held-out texts", perf_counter()))
         facts, answers = heldout.health(model, spread(texts, params.evaluate.health_prompts))
@@ -144,7 +145,7 @@ def shares(facts: dict[str, float]) -> dict[str, float]:
 def headline(measures: dict[str, float], benchmarks: Iterable[str]) -> dict[str, float]:
     """The few numbers to watch, so that `dvc metrics diff` stays short; the tables hold all of them."""
     shown = [*benchmarks, *HEADLINE]
-    return {name: value for name, value in measures.items() if name in shown and name not in DETAILS}
+    return {name: value for name, value in measures.items() if name in shown and not name.endswith(DETAILS)}
 
 
 def gate(checkpoint: str, params: Params, metrics: dict[str, float]) -> None:

@@ -10,6 +10,7 @@ from pyarrow import parquet
 from stages.evaluation import benchmarks
 from stages.judge.instructions import check
 from stages.model.generation import Answer
+from stages.text.prompts import TEMPLATES
 from tests.conftest import ROOT, Workspace
 from tests.fake_hub import tiny_hub
 from tests.fake_judge import FakeJudge
@@ -114,6 +115,36 @@ def test_other_open_questions_are_judged_beside_their_scores():
         ("mine_f1", "set:0", 1.0), ("mine", "set:0", 1.0), ("mine_judged", "set:0", 0.4),
         ("mine", "set:1", None), ("mine_judged", "set:1", None),
     ]  # fmt: skip
+
+
+def test_a_base_model_is_asked_own_questions_after_worked_examples_too():
+    template = TEMPLATES["chatml"]
+    chat = [{"role": "user", "content": "س"}, {"role": "assistant", "content": "ج"}]
+    rows = [
+        {"prompt": template.render(turns), "completion": template.complete(answer), "tokens": tokens}
+        for turns, answer, tokens in (
+            ([{"role": "user", "content": "قصير"}], "١", 3),
+            ([{"role": "user", "content": "ما لون الثلج؟"}], "أبيض", 5),
+            ([*chat, *chat[:1]], "محادثة", 6),
+            ([{"role": "system", "content": "أجب"}, {"role": "user", "content": "ما لون الفحم؟"}], "أسود", 7),
+            ([{"role": "user", "content": "عدد"}], "سطر\nوسطر", 8),
+            ([{"role": "user", "content": "ما لون الدم؟"}], "أحمر", 9),
+            ([{"role": "user", "content": "طويل"}], "٢", 30),
+        )
+    ]
+    talker = Talker("أبيض")
+    talker.template, talker.line_ends = template, [0]
+    examples = benchmarks.worked_examples(talker, rows)
+    assert examples == [("ما لون الثلج؟", "أبيض"), ("ما لون الفحم؟", "أسود"), ("ما لون الدم؟", "أحمر")]
+    found = benchmarks.ask_worked(talker, "mine", [item(0, references=["أبيض ناصع"]), item(1)], examples)
+    assert talker.asked == [
+        "سؤال: ما لون الثلج؟\nجواب: أبيض\nسؤال: ما لون الفحم؟\nجواب: أسود\n"
+        "سؤال: ما لون الدم؟\nجواب: أحمر\nسؤال: س0\nجواب:"
+    ]
+    assert [(row["benchmark"], round(row["score"], 2)) for row in found] == [
+        ("mine_worked_examples", 0.0), ("mine_worked_examples_f1", 0.67)
+    ]  # fmt: skip
+    assert benchmarks.ask_worked(talker, "mine", [item(0, references=["١"])], []) == []
 
 
 # --- from a hub to the leaderboard --------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from stages.model.generation import Answer
 from stages.settings.params import Evaluate
 
 FOLDER = Path("data/raw/benchmarks")
-SKILLS_SHOTS = 3
+WORKED = 3  # examples
 UNSUPPORTED = "unsupported_instruction"
 TEXT, NUMBER, COUNT, FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 SCHEMA = pa.schema({
@@ -57,8 +57,12 @@ def load(name: str, split: str) -> tuple[list[dict], list[dict]]:
     return [row for row in rows if row["split"] == wanted and row["question"] is not None], rows
 
 
-def ask(candidate: Candidate, name: str, settings: Evaluate, judge: Judge | None = None) -> list[dict]:
-    """A row of predictions for every item of a benchmark, and for every further score of its answer."""
+def ask(
+    candidate: Candidate, name: str, settings: Evaluate, held_out: list[dict], judge: Judge | None = None
+) -> list[dict]:
+    """A row of predictions for every item of a benchmark, and for every further score of its answer. Rows of
+    `held_out` instructions are the worked examples of questions that bring none.
+    """
     items, rows = load(name, settings.split)
     if name == "skills":
         return ask_skills(candidate, items, rows)
@@ -68,6 +72,8 @@ def ask(candidate: Candidate, name: str, settings: Evaluate, judge: Judge | None
     )
     examples = protocols.examples_for(name, settings.style, rows, settings.shots)
     found = ask_open(candidate, name, open_, judge)
+    if candidate.name == "base" and name not in protocols.OPEN:
+        found += ask_worked(candidate, name, open_, worked_examples(candidate, held_out))
     for rotation in range(
         max((len(item["choices"]) for item in closed), default=0) if settings.rotate else 1
     ):
@@ -83,7 +89,7 @@ def ask(candidate: Candidate, name: str, settings: Evaluate, judge: Judge | None
 def wording(name: str, settings: Evaluate, judge: Judge | None = None) -> dict:
     """How its questions are put, for the record."""
     if name == "skills":
-        return {"shots": SKILLS_SHOTS, "chat": True}
+        return {"shots": WORKED, "chat": True}
     if name in protocols.OPEN:
         how, judged = protocols.OPEN[name], {"judge": judge.record} if judge else {}
         return {"chat": True, "shots": 0, "wording_of": how.task, "max_new_tokens": how.tokens, **judged}
@@ -180,6 +186,40 @@ def ask_open(candidate: Candidate, name: str, items: list[dict], judge: Judge | 
     return rows
 
 
+def worked_examples(candidate: Candidate, held_out: list[dict]) -> list[tuple[str, str]]:
+    """Questions and answers of held-out instructions: single turns answered in a line, of middle length."""
+    found = []
+    for row in sorted(held_out, key=lambda row: row["tokens"]):
+        question = candidate.template.question(row["prompt"])
+        answer = row["completion"].removesuffix(candidate.template.stop).strip()
+        if question and "\n" not in answer:
+            found.append((question, answer))
+    middle = max(0, len(found) - WORKED) // 2
+    return found[middle : middle + WORKED]
+
+
+def ask_worked(
+    candidate: Candidate, name: str, items: list[dict], examples: list[tuple[str, str]]
+) -> list[dict]:
+    """Questions with references once more, after worked examples and without chat markup, of which a base
+    model knows nothing: asked as a chat it repeats the question, which is no measure of what it knows.
+    """
+    items = [item for item in items if item["references"]] if examples else []
+    prompts = [few_shot(protocols.open_question(item), examples) for item in items]
+    rows = []
+    for item, answer in zip(
+        items, candidate.answers(prompts, f"{name}, worked examples", candidate.line_ends)
+    ):
+        row = row_of(name, item) | {"answer": answer.text, "reference": item["references"][0]}
+        for kind, score in (("", health.exact_match), ("_f1", health.f1)):
+            known = {
+                "benchmark": f"{name}_worked_examples{kind}",
+                "score": score(answer.text, item["references"]),
+            }
+            rows.append(row | known | (answered(answer) if not kind else {}))
+    return rows
+
+
 def by_rules(row: dict, item: dict) -> list[dict]:
     """IFEval's four scores: of a prompt whether all its instructions are kept, and of each instruction
     whether it is, strictly and loosely. An item with an instruction that no rule checks has a fault.
@@ -247,7 +287,13 @@ def ask_skills(candidate: Candidate, items: list[dict], every: list[dict]) -> li
         if row["split"] == "dev":
             examples[row["subject"]].append(row)
     chats = [candidate.chat(item["question"]) for item in items]
-    shots = [few_shot(item, examples[item["subject"]][:SKILLS_SHOTS]) for item in items]
+    shots = [
+        few_shot(
+            item["question"],
+            [(shot["question"], right_answer(shot)) for shot in examples[item["subject"]][:WORKED]],
+        )
+        for item in items
+    ]
     options = [[candidate.template.complete(choice) for choice in item["choices"]] for item in items]
     rows = []
     for item, answer, worked, scores in zip(
@@ -277,10 +323,9 @@ def ask_skills(candidate: Candidate, items: list[dict], every: list[dict]) -> li
     return rows
 
 
-def few_shot(item: dict, examples: list[dict]) -> str:
-    """Worked examples of the same subject, then the question, in plain text."""
-    shots = [f"سؤال: {shot['question']}\nجواب: {right_answer(shot)}\n" for shot in examples]
-    return "".join(shots) + f"سؤال: {item['question']}\nجواب:"
+def few_shot(question: str, examples: list[tuple[str, str]]) -> str:
+    """Worked examples, then the question, in plain text."""
+    return "".join(f"سؤال: {asked}\nجواب: {said}\n" for asked, said in examples) + f"سؤال: {question}\nجواب:"
 
 
 def right_answer(item: dict) -> str:

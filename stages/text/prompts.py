@@ -46,6 +46,12 @@ class Template:
             turns.append(f"{marker}{message['content']}{end}")
         return "".join(turns) + self.assistant
 
+    def question(self, prompt: str) -> str | None:
+        """What a rendered prompt asks; None for one of several turns."""
+        if prompt.count(self.user) != 1 or prompt.count(self.assistant) != 1:
+            return None
+        return prompt.split(self.user)[1].removesuffix(self.turn_end + self.assistant)
+
     @property
     def stops(self) -> list[str]:
         """The tokens that end an answer where a model is used: its stop token, and what ended texts before it
