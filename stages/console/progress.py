@@ -142,10 +142,11 @@ class Watch(TrainerCallback):
         if state.max_steps < self.FEW and not state.global_step:
             batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             epochs = math.ceil(self.FEW * args.num_train_epochs / state.max_steps)
+            rows = "packs of rows" if getattr(args, "packing", False) else "rows"
             self.warn(
                 state,
                 "few",
-                f"{state.max_steps} steps of {batch} rows from {self.rows:,} teach little: lower "
+                f"{state.max_steps} steps of {batch} {rows} from {self.rows:,} teach little: lower "
                 "accumulation, "
                 f"or set epochs to {epochs}",
             )

@@ -35,10 +35,16 @@ def track(trainer: Trainer, run: str) -> None:
     if not trackers:
         return
     folder = os.path.relpath(cache("trackers") / run.replace(" ", "-"))
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", folder)
-    os.environ.setdefault("WANDB_DIR", os.path.dirname(folder))
-    os.environ.setdefault("WANDB_PROJECT", PROJECT)
-    os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", PROJECT)
+    own = {
+        "TENSORBOARD_LOGGING_DIR": folder,
+        "WANDB_DIR": os.path.dirname(folder),
+        "WANDB_PROJECT": PROJECT,
+        "WANDB_X_DISABLE_META": "true",  # the program's path, the machine's name
+        "WANDB_DISABLE_GIT": "true",  # the remote's address
+        "MLFLOW_EXPERIMENT_NAME": PROJECT,
+    }
+    for name, value in own.items():
+        os.environ.setdefault(name, value)
     base = read_json(manifest.MANIFEST)
     for adapter in getattr(trainer.model, "peft_config", {}).values():
         adapter.base_model_name_or_path = base.get("repo") or base["path"]
