@@ -126,7 +126,13 @@ def check(key: str, folder: Path, names: list[str]) -> None:
             f"{key}: {folder} lacks {', '.join(missing)}: a model needs its config, its tokenizer and "
             "safetensors weights"
         )
-    config = read_json(folder / "config.json")
+    config = settings(key, folder / "config.json")
+    for name in ("config.json", "tokenizer_config.json"):
+        if name in names and settings(key, folder / name).get("auto_map"):
+            raise Problem(
+                f"{key}: its {name} asks to run code of its own (auto_map), which is never run here: take "
+                "a model that needs none, or the entry out of the file"
+            )
     if (kind := config.get("model_type")) not in TESTED:
         raise Problem(f"{key}: its architecture is {kind}: take a model of one of {', '.join(TESTED)}")
     if cap := config.get("final_logit_softcapping"):
@@ -135,6 +141,54 @@ def check(key: str, folder: Path, names: list[str]) -> None:
             "does: take "
             "another model"
         )
+    try:
+        memory.shape_from(config)
+    except Problem as problem:
+        raise Problem(f"{key}: its {problem}: take the file as it was published") from None
+    if "quantization_config" not in config:
+        require_weights(key, folder, shards)
+
+
+def settings(key: str, path: Path) -> dict:
+    """One of a model's files of settings. Raises Problem where it holds none."""
+    try:
+        found = read_json(path)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Problem(f"{key}: its {path.name} is not JSON with settings: take the file as it was published")
+    return found
+
+
+def require_weights(key: str, folder: Path, shards: list[str]) -> None:
+    """Raise Problem where the weights are not those that config.json describes: transformers would fill what
+    is missing with random numbers, and say so in a log.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    except Exception as error:  # of whatever kind a stranger's settings raise
+        raise Problem(f"{key}: transformers can make no model of its config.json ({error})") from None
+    wanted = {name: list(weight.shape) for name, weight in model.named_parameters()}  # a tied one once
+    found = {}
+    for shard in shards:
+        try:
+            with safe_open(folder / shard, "pt") as file:
+                found |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise Problem(f"{key}: {folder / shard} cannot be read ({error}): fetch it again") from None
+    for name, shape in wanted.items():
+        held = found.get(name, found.get(name.removeprefix("model.")))  # saved without its head
+        if held != shape:
+            size = "has none" if held is None else f"has it as {held}"
+            raise Problem(
+                f"{key}: by config.json {name} is {shape}, and the safetensors file {size}: config and "
+                "weights are of two models, or not whole"
+            )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """A base model that is not what it seems: replaced, with a tokenizer other than its file says, with capped
-logits.
+logits, without its sizes or some of its weights, with code of its own.
 """
 
 import json
@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from stages import base
-from stages.settings import manifest
+from stages.settings import manifest, memory
 from stages.settings.errors import Problem
 from stages.settings.files import read_json, sha256, write_json
 from stages.settings.reader import read
@@ -65,3 +66,63 @@ def test_capped_logits_are_refused(local):
     write_json(local / "config.json", config)
     with pytest.raises(Problem, match=r"caps logits \(final_logit_softcapping: 30.0\)"):
         base.check("models.x.weights", local, ["config.json", "tokenizer.json", "model.safetensors"])
+
+
+@pytest.fixture
+def nano(local) -> Path:
+    """A whole copy of nano."""
+    shutil.copytree(ROOT / "models/nano", local, dirs_exist_ok=True)
+    return local
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(Problem) as problem:
+        base.check("models.x.weights", folder, [path.name for path in folder.glob("*")])
+    return str(problem.value)
+
+
+WRONG = [(key, value) for key in (*memory.SIZES, "head_dim") for value in (None, "128", 0, 1.5, 96)]
+WRONG.remove(("head_dim", None))  # which may be left out
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG)
+def test_a_size_that_is_missing_or_none_is_one_line(nano, key, value):
+    """In base; and no other stage, which may plan the memory before it, ends in a traceback."""
+    config = read_json(nano / "config.json")
+    config[key] = value
+    write_json(nano / "config.json", config)
+    said = refused(nano)
+    assert said.startswith("models.x.weights: ")
+    weights = read(ROOT / "params.yaml").models["nano"].weights.model_copy(update={"path": str(nano)})
+    if value == 96:
+        assert "by config.json model." in said or "can make no model" in said
+    else:
+        assert f"config.json has {key}: {value!r}" in said
+        assert f"config.json has {key}" in memory.unplanned(weights)
+
+
+def test_weights_of_another_model_or_not_whole_are_refused(nano):
+    names = [path.name for path in nano.glob("*")]
+    base.check("models.x.weights", nano, names)
+    weights = load_file(nano / "model.safetensors")
+    layer = "model.layers.1.mlp.down_proj.weight"
+    save_file({name: value for name, value in weights.items() if name != layer}, nano / "model.safetensors")
+    assert f"by config.json {layer} is" in refused(nano)
+    assert "has none" in refused(nano)
+    bare = {name.removeprefix("model."): value for name, value in weights.items()}
+    save_file(bare, nano / "model.safetensors")  # of a model saved without its head
+    base.check("models.x.weights", nano, names)
+    (nano / "model.safetensors").write_bytes((nano / "model.safetensors").read_bytes()[:5000])
+    assert "cannot be read" in refused(nano)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3"])
+def test_settings_that_are_none_are_refused(nano, text):
+    (nano / "config.json").write_text(text, encoding="utf-8")
+    assert "its config.json is not JSON with settings" in refused(nano)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_model_that_asks_to_run_code_is_refused(nano, name):
+    write_json(nano / name, read_json(nano / name) | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}})
+    assert f"its {name} asks to run code of its own (auto_map)" in refused(nano)

@@ -1,5 +1,6 @@
 """A bad value anywhere in params.yaml is one line that names the key, the value and the cure."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,51 @@ def test_a_bad_value_is_named(tmp_path, key, value, named):
         reader.read(changed(tmp_path, {key: value}))
     assert named in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+NOT_FINITE, HUGE = (math.inf, -math.inf, math.nan), 1e9
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("sft.epochs", (*NOT_FINITE, HUGE, 1e-9)),
+        ("sft.warmup", (*NOT_FINITE, 0.9999)),
+        ("model_defaults.sft.learning_rate", (*NOT_FINITE, 10.0, 0.0)),
+        ("model_defaults.sft.accumulation", (10**9,)),
+        ("model_defaults.preference.batch_size", (10**9,)),
+        ("model_defaults.sft.lora.r", (10**9,)),
+        ("method_defaults.epochs", (*NOT_FINITE, HUGE)),
+        ("methods.dpo.beta", (*NOT_FINITE, HUGE)),
+        ("methods.simpo.simpo_gamma", (math.inf, HUGE)),
+        ("methods.rpo.sft_weight", (math.nan, HUGE)),
+        ("refinement.beta_factor", (math.inf, HUGE)),
+        ("prompt.max_length", (10**9,)),
+        ("training.max_grad_norm", NOT_FINITE),
+        ("training.weight_decay", (math.nan, HUGE)),
+        ("hardware.vram_gb", (*NOT_FINITE, HUGE)),
+        ("evaluate.max_new_tokens", (10**9,)),
+        ("evaluate.require.skills", (*NOT_FINITE, 1.5, -0.1)),
+        ("evaluate.require.validation_loss", NOT_FINITE),
+        ("sample.temperature", (math.inf, 0.0)),
+        ("sample.margin", NOT_FINITE),
+        ("format.min_arabic", NOT_FINITE),
+        ("models.nano.sft.lora.targets", ([], ["lm_head"], ["q_proj", "w_qs"], ["embed_tokens"])),
+    ],
+)
+def test_a_value_that_no_run_can_want_is_one_line(tmp_path, key, values):
+    for value in values:
+        with pytest.raises(Problem) as raised:
+            reader.read(changed(tmp_path, {key: value}))
+        assert key in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["preference", "stop_rate", "longer_wins", "skills_f1"])
+def test_a_benchmark_is_not_called_like_a_measure(tmp_path, name):
+    own = {"path": "data/own/a.jsonl", "columns": {"question": "q", "answer": "a"}}
+    with pytest.raises(Problem, match=f"benchmarks.{name}: {name} is what a measure of"):
+        reader.read(changed(tmp_path, {f"mixtures.demo.benchmarks.{name}": own}))
 
 
 def test_a_method_that_compares_rows_needs_a_batch(tmp_path):

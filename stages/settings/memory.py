@@ -10,7 +10,6 @@ the mask. A mask is assumed: packed documents and padded pairs both need one, an
 as many heads as q.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,11 +98,25 @@ class Shape:
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "gemma3_text")
 
 
+SIZES = (
+    "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+    "vocab_size",
+)  # fmt: skip
+
+
 def shape_from(config: dict) -> Shape | None:
-    """The shape in a Hugging Face config.json; None for an architecture that is not planned."""
+    """The shape in a Hugging Face config.json; None for an architecture that is not planned. Raises Problem
+    where a size is missing or no size.
+    """
+    if not isinstance(config, dict):
+        raise Problem("config.json holds no table of settings")
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
         return None
+    for key in (*SIZES, *(["head_dim"] if config.get("head_dim") is not None else [])):
+        value = config.get(key)
+        if type(value) is not int or value < 1:
+            raise Problem(f"config.json has {key}: {value!r}, where a whole number above 0 must stand")
     return Shape(
         hidden=config["hidden_size"],
         layers=config["num_hidden_layers"],
@@ -142,7 +155,7 @@ def shape_of(weights: Weights) -> Shape | None:
     folder = Path(weights.path) if weights.path else fetched(weights.repo)
     try:
         return shape_from(read_json(folder / "config.json")) if folder else None
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError, Problem):
         return None  # `base` says what is wrong with it
 
 
@@ -154,9 +167,15 @@ def unplanned(weights: Weights) -> str:
     if not folder or not (folder / "config.json").exists():
         return f"not planned before its config.json is there ({weights.path or weights.repo})"
     try:
-        kind = read_json(folder / "config.json").get("model_type")
-    except json.JSONDecodeError:
+        config = read_json(folder / "config.json")
+        shape_from(config)
+        kind = config.get("model_type")
+    except OSError as error:
+        return f"not planned: {folder / 'config.json'} cannot be read ({error.strerror})"
+    except ValueError:
         return f"not planned: {folder / 'config.json'} is not JSON"
+    except Problem as problem:
+        return f"not planned: its {problem}"
     return f"not planned: its architecture is {kind}, and the plan knows {', '.join(ARCHITECTURES)}"
 
 

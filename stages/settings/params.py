@@ -22,6 +22,12 @@ from stages.text.prompts import TEMPLATES
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+# Bounds far beyond any use, which tell a slip of the hand from a setting before it costs a night.
+Batch = Annotated[int, Field(ge=1, le=65_536)]
+Tokens = Annotated[int, Field(ge=1, le=1_048_576)]
+Epochs = Annotated[float, Field(ge=0.001, le=1000)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(gt=0, le=1000)]
 # Of a dataset: also of its file, and of a key that -S can write.
 Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
 Amount = Annotated[Any, AfterValidator(lambda value: _amount(value))]
@@ -49,8 +55,19 @@ HIGHER_IS_BETTER = {
     "reward_accuracy", "reward_margin", "distinct_2",
     "arabic_share", "length_ratio", "chrf",
 }  # fmt: skip
-
-
+# What else stands in its tables beside the benchmarks, and how the name of a benchmark's further scores ends.
+BASELINES = {"longer_wins", "shorter_wins"}
+FURTHER = (
+    "f1", "judged", "loose", "instructions", "instructions_loose", "worked_examples", "worked_examples_f1",
+    "sentence", "right_sentence", "choice",
+)  # fmt: skip
+# Those of what is measured that are no share of something.
+UNBOUNDED = {
+    "validation_loss", "byte_perplexity", "preference_margin", "reward_margin", "divergence", "length_ratio",
+    "chrf",
+}  # fmt: skip
+# The linear layers of the architectures that `base` takes; LoRA on the head is none.
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TRACKERS = (
     "tensorboard",
     "wandb",
@@ -63,7 +80,7 @@ TRACKERS = (
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     def __getattr__(self, name: str) -> Any:
         if name in type(self).model_fields:  # left out by `only`
@@ -181,7 +198,7 @@ class Text(Section):
 class Prompt(Section):
     template: Literal[tuple(TEMPLATES)]
     system: str
-    max_length: Annotated[int, Field(ge=16)]
+    max_length: Annotated[int, Field(ge=16, le=1_048_576)]
 
 
 class Format(Section):
@@ -197,7 +214,7 @@ class Format(Section):
 
 
 class Schedule(Section):
-    warmup: Share
+    warmup: Annotated[float, Field(ge=0, le=0.5)]
     schedule: Literal["cosine", "linear", "constant"]
     evaluations: Annotated[int, Field(ge=0, le=1000)]
     keep: Literal["best", "last"]
@@ -205,7 +222,7 @@ class Schedule(Section):
 
 
 class Sft(Schedule):
-    epochs: Positive
+    epochs: Epochs
     train_markers: Literal["auto", "always", "never"]
     packing: bool
 
@@ -213,13 +230,13 @@ class Sft(Schedule):
 class Refinement(Section):
     """How a pass after models/dpo differs from the stage that it repeats: with a larger β it stays closer."""
 
-    beta_factor: Positive
+    beta_factor: Weight
 
 
 class Hardware(Section):
     """Of the GPU that training must fit: stages/settings/memory.py."""
 
-    vram_gb: Positive
+    vram_gb: Annotated[float, Field(gt=0, le=10_000)]
     cpu: bool
 
 
@@ -227,7 +244,7 @@ class Common(Section):
     """What every training stage shares."""
 
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
     max_grad_norm: Positive
     compile: bool
     trackers: list[Literal[TRACKERS]]
@@ -264,12 +281,12 @@ JUDGE_KEYS = {
 class Evaluate(Section):
     split: Literal["test", "validation"]
     style: Literal["lm-eval", "oall"]
-    shots: Annotated[int, Field(ge=0)]
+    shots: Annotated[int, Field(ge=0, le=100)]
     chat: bool
     rotate: bool
     held_out: Count
     health_prompts: Count
-    max_new_tokens: Count
+    max_new_tokens: Tokens
     judge: Judge
     require: dict[str, float]
 
@@ -279,20 +296,20 @@ class Sample(Section):
 
     prompts: Annotated[int, Field(ge=0)]
     dataset: str
-    answers: Annotated[int, Field(ge=2)]
-    temperature: Positive
+    answers: Annotated[int, Field(ge=2, le=1000)]
+    temperature: Annotated[float, Field(gt=0, le=100)]
     top_p: Annotated[float, Field(gt=0, le=1)]
-    max_new_tokens: Count
+    max_new_tokens: Tokens
     margin: Annotated[float, Field(ge=0)]
     refine: Literal["sft", "dpo"]
     judge: Judge
 
 
 class Lora(Section):
-    r: Count
-    alpha: Count
+    r: Batch
+    alpha: Batch
     dropout: Share
-    targets: Literal["all-linear"] | list[str]
+    targets: Annotated[Literal["all-linear"] | list[str], AfterValidator(lambda value: _targets(value))]
     rslora: bool
     dora: bool
 
@@ -300,9 +317,9 @@ class Lora(Section):
 class Training(Section):
     """How a model is trained in one stage. A step sees batch_size x accumulation rows."""
 
-    learning_rate: Positive
-    batch_size: Count
-    accumulation: Count
+    learning_rate: Rate
+    batch_size: Batch
+    accumulation: Batch
     gradient_checkpointing: bool
 
 
@@ -362,19 +379,19 @@ class ModelDefaults(Section):
 class MethodDefaults(Section):
     """The same of `methods`."""
 
-    learning_rate_factor: Positive
-    epochs: Positive
+    learning_rate_factor: Weight
+    epochs: Epochs
 
 
 class Method(MethodDefaults):
     """Hyperparameters of a method; which of the optional ones it takes is in methods.METHODS."""
 
-    beta: Positive | None = None
-    sft_weight: Annotated[float, Field(ge=0)] | None = None
-    desirable_weight: Positive | None = None
-    undesirable_weight: Positive | None = None
+    beta: Weight | None = None
+    sft_weight: Annotated[float, Field(ge=0, le=1000)] | None = None
+    desirable_weight: Weight | None = None
+    undesirable_weight: Weight | None = None
     label_smoothing: Annotated[float, Field(gt=0, lt=0.5)] | None = None
-    simpo_gamma: Annotated[float, Field(ge=0)] | None = None
+    simpo_gamma: Annotated[float, Field(ge=0, le=1000)] | None = None
 
 
 class Params(Section):
@@ -488,6 +505,25 @@ class Params(Section):
         for name in self.evaluate.require:
             if not any(name == one or name.startswith(f"{one}_") for one in self.mixture.benchmarks):
                 _known("evaluate.require", name, dict.fromkeys(sorted(known)))
+        for name, bound in self.evaluate.require.items():
+            if name not in UNBOUNDED and not 0 <= bound <= 1:
+                raise ValueError(
+                    f"evaluate.require.{name} is {bound}: it is a share, so give one from 0 to 1"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def benchmarks_have_names_of_their_own(self) -> "Params":
+        """One called like a measure, or like a further score of another, would be mixed with it."""
+        for mixture, roles in self.mixtures.items():
+            taken = {f"{name}_{further}": name for name in roles.benchmarks for further in FURTHER}
+            taken |= dict.fromkeys(LOWER_IS_BETTER | HIGHER_IS_BETTER | BASELINES, "every checkpoint")
+            for name in roles.benchmarks:
+                if name in taken:
+                    raise ValueError(
+                        f"mixtures.{mixture}.benchmarks.{name}: {name} is what a measure of {taken[name]} is "
+                        "called: give it another name"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -535,6 +571,14 @@ def _amount(value: Any) -> int | str:
     if value == "all" or (type(value) is int and value > 0):
         return value
     raise ValueError(f"must be a number of rows or `all`, not {value!r}")
+
+
+def _targets(value: str | list[str]) -> str | list[str]:
+    wrong = [name for name in value if name not in LINEARS] if isinstance(value, list) else []
+    if wrong or not value:
+        named = f"{wrong[0]!r} is none" if wrong else "it names none"
+        raise ValueError(f"must be all-linear, or some of {', '.join(LINEARS)}: {named}")
+    return value
 
 
 def _encoding(value: str) -> str:

@@ -75,7 +75,8 @@ def arguments(
         "output_dir": str(cache("checkpoints")),  # until `run` knows the folder of its own
         "num_train_epochs": epochs,
         "learning_rate": learning_rate,
-        "lr_scheduler_type": schedule.schedule,
+        # transformers' `constant` alone would leave the warm-up out
+        "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(schedule.schedule, schedule.schedule),
         "warmup_steps": schedule.warmup,
         "optim": OPTIMIZERS[params.training.optimizer],
         "weight_decay": params.training.weight_decay,
