@@ -14,7 +14,7 @@ from time import perf_counter
 import pyarrow as pa
 from pyarrow import parquet
 
-from stages.settings.errors import Problem, one_line_errors
+from stages.settings.errors import Problem, one_line, one_line_errors
 from stages.settings.files import read_json, replace_file, write_json
 from stages.settings.params import LOWER_IS_BETTER, Params
 from stages.settings.stage import stage
@@ -97,8 +97,8 @@ def main(checkpoint: str) -> None:
         print(f"evaluate: {checkpoint}: {seconds(laps)}")
         if judge:
             print(f"evaluate: {checkpoint}: judge: {judge.report()}")
-        for note in benchmarks.notes(rows, judge):
-            print(f"note: {note}")
+        for note in [*benchmarks.shot_notes(wording, params.evaluate), *benchmarks.notes(rows, judge)]:
+            print(f"note: {one_line(note)}")
 
 
 def seconds(laps: list[tuple[str, float]]) -> str:

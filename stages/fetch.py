@@ -20,7 +20,7 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from stages.builtin import skills
-from stages.settings.errors import Problem, one_line_errors
+from stages.settings.errors import Problem, one_line, one_line_errors
 from stages.settings.files import replace_folder, write_json
 from stages.settings.params import ROLES, Own, Rows, Source
 from stages.settings.stage import role_argument, stage
@@ -407,7 +407,7 @@ def summary(role: str, name: str, source: dict, faults: dict[str, int]) -> str:
         lines.append("left out: " + listed(f"{name} ({why})" for name, why in source["left_out"].items()))
     if source.get("unread"):
         lines.append("columns that nothing reads: " + listed(source["unread"]))
-    return "\n       ".join(lines)
+    return "\n       ".join(map(one_line, lines))
 
 
 def file_lines(files: dict[str, str], splits: dict[str, str | None]) -> list[str]:

@@ -64,7 +64,12 @@ def write_tsv(path: Path, columns: list[str], rows: list[dict]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: unmarked(value) for key, value in row.items()} for row in rows)
+
+
+def unmarked(value: object) -> object:
+    """A cell that ends no script: DVC writes what it plots into one, as it stands."""
+    return value.replace("<", "‹").replace(">", "›") if isinstance(value, str) else value
 
 
 def _name(row: dict) -> tuple[str, str, str]:

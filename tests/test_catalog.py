@@ -27,6 +27,11 @@ from tests.conftest import ROOT
 FUZZED_ROWS = int(os.environ.get("FUZZED_ROWS", 200))  # of each adapter
 
 
+def test_the_label_of_an_item_moves_no_cursor():
+    found = layouts.question("س", ["أ", "ب"], 0, "\x1b[31mنحو\n", level="\u202eسهل", country="  مصر ")
+    assert [found[name] for name in layouts.LABELS] == [r"\x1b[31mنحو", "", r"\u202eسهل", "مصر"]
+
+
 def messages(*turns):
     return [{"role": role, "content": content} for role, content in turns]
 

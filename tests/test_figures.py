@@ -226,6 +226,17 @@ def test_an_interval_that_does_not_exist_is_not_drawn(repository):
         assert drawn.count('aria-roledescription="rule mark"') == 1
 
 
+def test_what_a_dataset_calls_its_parts_ends_no_script(repository):
+    name = "</script><script>alert(1)</script>"
+    cells = [score("exam", 0.6), score("exam", 0.6, "subject", name), score("exam", 0.5, "subject", "لغة")]
+    tables.write("base", [], [], cells, {}, {})
+    figures.main()
+    subprocess.run([sys.executable, "-m", "dvc", "plots", "show"], check=True, capture_output=True)
+    page = (repository / "dvc_plots/index.html").read_text(encoding="utf-8")
+    assert "alert(1)" in page
+    assert "<script>alert" not in page
+
+
 def test_no_evaluated_checkpoint_is_a_clear_error(repository):
     with pytest.raises(SystemExit, match=r"metrics/tables holds .*: run `dvc repro`"):
         figures.main()

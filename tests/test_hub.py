@@ -496,6 +496,23 @@ def test_a_licence_that_forbids_is_said_loudly(licence, note):
     assert hub.licence_note(licence) == note
 
 
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        (None, ""),
+        ({"license": "mit"}, "mit"),
+        ({"license": ["mit", "cc0-1.0"]}, "mit, cc0-1.0"),
+        ({"license": {"name": "x"}}, "{'name': 'x'}"),
+        (
+            {"license": "other", "license_name": "\x1b[2Jfree\x07\nfor\u202eall"},
+            r"\x1b[2Jfree\x07 for\u202eall",
+        ),
+    ],
+)
+def test_what_a_card_says_moves_no_cursor(card, licence):
+    assert hub.card_licence(card) == licence
+
+
 def test_the_name_of_an_other_licence_is_its_licence():
     assert hub.card_licence({"license": "other", "license_name": "qwen-research"}) == "qwen-research"
     assert hub.card_licence(None) == ""

@@ -10,6 +10,7 @@ from pyarrow import parquet
 from stages.evaluation import benchmarks
 from stages.judge.instructions import check
 from stages.model.generation import Answer
+from stages.settings.reader import read
 from stages.text.prompts import TEMPLATES
 from tests.conftest import ROOT, Workspace
 from tests.fake_hub import tiny_hub
@@ -145,6 +146,25 @@ def test_a_base_model_is_asked_own_questions_after_worked_examples_too():
         ("mine_worked_examples", 0.0), ("mine_worked_examples_f1", 0.67)
     ]  # fmt: skip
     assert benchmarks.ask_worked(talker, "mine", [item(0, references=["١"])], []) == []
+
+
+def test_the_worked_examples_that_a_benchmark_could_not_give_are_not_recorded(monkeypatch):
+    rows = [
+        item(i, choices=["أ", "ب"], answer=0, split=split) | {"subject": subject}
+        for i, (split, subject) in enumerate(
+            [("dev", "نحو"), ("dev", "نحو"), ("test", "نحو"), ("test", "صرف")]
+        )
+    ]
+    monkeypatch.setattr(benchmarks, "load", lambda name, split: (rows[2:], rows))
+    settings = read(ROOT / "params.yaml").evaluate.model_copy(update={"shots": 5})
+    wording = {
+        name: benchmarks.wording(name, settings) for name in ("mine", "arabicmmlu", "skills", "alrage")
+    }
+    assert [how["shots"] for how in wording.values()] == [2, "0 to 2", 3, 0]
+    assert benchmarks.shot_notes(wording, settings) == [
+        "mine: evaluate.shots is 5, its dev split holds 2 for a question",
+        "arabicmmlu: evaluate.shots is 5, its dev split holds 0 to 2 for a question",
+    ]
 
 
 # --- from a hub to the leaderboard --------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from statistics import fmean
 
 from stages.settings.errors import one_line_errors
 from stages.settings.files import read_json
+from stages.settings.reader import read
 
 METRICS = Path("metrics")
 LEADERBOARD = {  # its columns, and our names
@@ -30,7 +31,9 @@ def main(arguments: list[str]) -> None:
     kind.add_argument("--parts", action="store_true", help="by subject, group, level and country, too")
     kind.add_argument("--leaderboard", action="store_true")
     asked = parser.parse_args(arguments)
-    names = ["base", "sft", "dpo", *sorted(path.stem for path in METRICS.glob("refine-*.json"))]
+    passes = [f"refine-{method}" for method in read().refine]
+    stale = sorted({path.stem for path in METRICS.glob("refine-*.json")} - set(passes))
+    names = ["base", "sft", "dpo", *passes]
     tables = {name: read_json(path) for name in names if (path := METRICS / f"tables/{name}.json").exists()}
     if not tables:
         sys.exit("error: no metrics/tables/<checkpoint>.json yet: run `dvc repro`")
@@ -45,6 +48,8 @@ def main(arguments: list[str]) -> None:
     for title in shown:
         print(f"{title:{width}}" + "".join(f"{cells.get(title, ''):>18}" for cells in found.values()))
     print("± is one standard error; [ ] what blind guessing reaches")
+    for name in stale:
+        print(f"note: metrics/{name}.json is of a pass that `refine` names no more: left out")
 
 
 # --- the leaderboard ----------------------------------------------------------------------------------------

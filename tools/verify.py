@@ -9,6 +9,7 @@ a stage read is what another wrote.
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,10 +21,15 @@ from stages.settings.reader import value_of
 
 
 def main(revision: str) -> None:
-    lock = YAML(typ="safe", pure=True).load(show(revision, "dvc.lock").decode())
-    files = set(git("ls-tree", "-r", "--name-only", revision).decode().splitlines())
+    lock = load(revision, "dvc.lock")
+    files = set(git("ls-tree", "-rz", "--name-only", revision).decode().split("\0"))
+    params, pipeline = (load(revision, name) for name in ("params.yaml", "dvc.yaml"))
+    current = defined(pipeline["stages"], params)
+    stages = {name: stage for name, stage in lock["stages"].items() if name in current}
+    if stale := sorted(lock["stages"].keys() - stages):
+        print(f"left out, as {revision} has no such stages any more: {', '.join(stale)}")
     faults, checked = [], 0
-    for what, ok in checks(revision, lock["stages"], files):
+    for what, ok in checks(revision, stages, params, files):
         checked += 1
         if not ok:
             faults.append(what)
@@ -37,9 +43,32 @@ def main(revision: str) -> None:
     print(f"{revision}: {checked} recorded values agree with the commit")
 
 
-def checks(revision: str, stages: dict, files: set[str]) -> Iterator[tuple[str, bool]]:
+def load(revision: str, path: str) -> dict:
+    return YAML(typ="safe", pure=True).load(show(revision, path).decode())
+
+
+def defined(stages: dict, params: dict) -> set[str]:
+    """The names of a pipeline's stages: of a foreach one for each item, as a list or the keys of a table.
+    dvc.lock keeps what it recorded of others, as of a pass that `refine` named once.
+    """
+    found = set()
+    for name, stage in stages.items():
+        if "foreach" not in stage:
+            found.add(name)
+            continue
+        each = stage["foreach"]
+        if isinstance(each, str):
+            each = value_of(params, each.removeprefix("${").removesuffix("}"))
+        found |= {f"{name}@{filled(str(item), params)}" for item in each}
+    return found
+
+
+def filled(text: str, params: dict) -> str:
+    return re.sub(r"\$\{([\w.]+)\}", lambda m: str(value_of(params, m[1])), text)
+
+
+def checks(revision: str, stages: dict, params: dict, files: set[str]) -> Iterator[tuple[str, bool]]:
     """Each thing that dvc.lock records and git can tell, and whether they agree."""
-    params = YAML(typ="safe", pure=True).load(show(revision, "params.yaml").decode())
     hashes: dict[str, str] = {}
     for name, stage in stages.items():
         for entry in [*stage.get("deps", []), *stage.get("outs", [])]:

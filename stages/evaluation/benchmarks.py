@@ -98,8 +98,17 @@ def wording(name: str, settings: Evaluate, judge: Judge | None = None) -> dict:
     return {
         "style": settings.style, "language": how.language, "answers": how.answers,
         "normalised_by": how.normalise, "context": how.context,
-        "shots": settings.shots, "chat": settings.chat, "rotate": settings.rotate, "equals": equal,
+        "shots": shots_given(name, settings), "chat": settings.chat, "rotate": settings.rotate,
+        "equals": equal,
     }  # fmt: skip
+
+
+def shots_given(name: str, settings: Evaluate) -> int | str:
+    """Worked examples that its questions have: fewer than asked for where its dev split holds fewer."""
+    items, rows = load(name, settings.split)
+    examples = protocols.examples_for(name, settings.style, rows, settings.shots)
+    counts = sorted({len(examples(item)) for item in items if item["choices"]}) or [0]
+    return counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def rotated(item: dict, by: int) -> dict:
@@ -247,6 +256,15 @@ def judged(judge: Judge, name: str, pairs: list[tuple[dict, Answer]]) -> list[fl
     show = how.judged if how else protocols.open_question
     given = [Answered(show(item), answer.text, item["references"] or []) for item, answer in pairs]
     return judge.scores(given, name)
+
+
+def shot_notes(wording: dict[str, dict], settings: Evaluate) -> list[str]:
+    """Of which benchmarks `evaluate.shots` could not be had."""
+    return [
+        f"{name}: evaluate.shots is {settings.shots}, its dev split holds {how['shots']} for a question"
+        for name, how in wording.items()
+        if "style" in how and how["shots"] != settings.shots
+    ]
 
 
 def notes(rows: list[dict], judge: Judge | None) -> list[str]:

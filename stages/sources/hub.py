@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
-from stages.settings.errors import Problem
+from stages.settings.errors import Problem, one_line
 from stages.settings.files import file_hash, is_there, read_json, sha256, write_json
 from stages.settings.manifest import repository_folder
 
@@ -184,7 +184,8 @@ def card_licence(card: Any) -> str:
     licence = (card.get("license_name") if card and card.get("license") == "other" else None) or (
         card.get("license") if card else None
     )
-    return ", ".join(licence) if isinstance(licence, list) else licence or ""
+    names = licence if isinstance(licence, list) else [licence or ""]
+    return one_line(", ".join(map(str, names)), 100)
 
 
 def token() -> str | bool:

@@ -23,6 +23,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from stages.settings.errors import one_line
+
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 TEXT = pa.string()
 LAYOUTS = {
@@ -301,7 +303,10 @@ def question(
     if len(set(choices)) < len(choices):
         raise Fault("equal_choices", f"two choices are the same: {' | '.join(choices)[:200]}")
     cells = {"question": asked, "context": context, "choices": choices, "answer": answer}
-    return cells | dict.fromkeys(LABELS, "") | {"subject": subject} | labels
+    labels = dict.fromkeys(LABELS, "") | {"subject": subject} | labels
+    return cells | {
+        name: one_line(label, 200) for name, label in labels.items()
+    }  # tables and plots show them
 
 
 def present(choices: list[str]) -> list[str]:
