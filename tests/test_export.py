@@ -32,7 +32,7 @@ from stages.text.prompts import TEMPLATES
 from tests.conftest import ROOT
 from tests.fake_hub import send
 from tools.export import __main__ as export
-from tools.export import checks, gguf_file, merge, templates
+from tools.export import checks, gguf_file, merge, owned, templates
 
 NANO = ROOT / "models/nano"
 TALKS = [
@@ -305,8 +305,36 @@ def test_what_cannot_be_exported_is_refused_in_one_line(inside):
         Problem, match=r"models/sft was trained with the chatml template as it was then, but params.yaml says"
     ):
         export.check(Path("models/sft"), Path("exports/sft"), other)
-    with pytest.raises(Problem, match="--out models holds something else than an export"):
-        export.check(Path("models/sft"), Path("models"), settings)
+    for place in ("models", "models/sft", "models/../models/new", ".", "..", "/"):
+        with pytest.raises(Problem, match="is where the project itself has its files"):
+            export.check(Path("models/sft"), Path(place), settings)
+
+
+def test_an_export_takes_the_place_of_its_own_files_alone(tmp_path):
+    out = tmp_path / "model"
+    owned.require_own(out)
+    out.mkdir()
+    owned.require_own(out)
+    for name in ("config.json", "chat_template.jinja", "sub/weights.bin"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(name, encoding="utf-8")
+    with pytest.raises(Problem, match="holds something else than an export"):
+        owned.require_own(out)  # a model that somebody keeps there
+    owned.mark(out)
+    owned.require_own(out)
+    (out / "notes.md").write_text("mine", encoding="utf-8")
+    with pytest.raises(Problem, match=r"holds notes\.md, which no export wrote"):
+        owned.require_own(out)
+    (out / "notes.md").unlink()
+    (out / "sub/weights.bin").write_text("better", encoding="utf-8")
+    with pytest.raises(Problem, match=r"sub/weights\.bin was changed since it was exported"):
+        owned.require_own(out)
+    (out / "sub/weights.bin").unlink()  # what is no longer there cannot be lost
+    owned.require_own(out)
+    file = tmp_path / "file"
+    file.write_text("x", encoding="utf-8")
+    with pytest.raises(Problem, match="holds something else"):
+        owned.require_own(file)
 
 
 def test_a_merge_that_answers_differently_is_not_written(inside, tmp_path):

@@ -47,7 +47,7 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
     check(checkpoint, out, params)
     from stages.model import modeling
     from stages.settings import manifest
-    from tools.export import card, checks, gguf_file, merge, templates
+    from tools.export import card, checks, gguf_file, merge, owned, templates
 
     # 1. what the checkpoint itself answers
     weights, limit = params.chosen_model.weights, params.evaluate.max_new_tokens
@@ -84,6 +84,7 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
         (folder / "README.md").write_text(
             card.card(checkpoint, checked, serving % {"name": out.name}), encoding="utf-8"
         )
+        owned.mark(folder)
     report(out, checked)
 
 
@@ -92,6 +93,7 @@ def check(checkpoint: Path, out: Path, params: Params) -> None:
     would be exported with, or where a folder would be replaced that is no export.
     """
     from stages.model import modeling
+    from tools.export import owned
 
     there = [Path("models", name) for name in modeling.trained()]
     if checkpoint not in there:
@@ -101,15 +103,7 @@ def check(checkpoint: Path, out: Path, params: Params) -> None:
             "where it has run"
         )
     modeling.check_template(checkpoint, params.prompt)
-    if (
-        out.exists()
-        and (not out.is_dir() or any(out.iterdir()))
-        and not (out / "chat_template.jinja").exists()
-    ):
-        raise Problem(
-            f"--out {out} holds something else than an export, which would be lost: give a folder that "
-            "does not exist"
-        )
+    owned.require_own(out)
 
 
 def held_out() -> list[str]:

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from stages.model import modeling
 from stages.settings import manifest
+from stages.settings.errors import one_line
 from stages.settings.files import read_json
 from stages.sources import hub
 
@@ -135,9 +136,8 @@ def summary(checkpoint: Path, provenance: dict, base: dict) -> str:
 
 def licences(base: dict, sources: list[dict]) -> str:
     rows = ["| | name | revision | rows | licence |", "|---|---|---|---|---|"]
-    rows.append(
-        f"| base model | {base_name(base)} | {(base.get('commit') or '')[:12]} | | {base_licence(base)} |"
-    )
+    commit = (base.get("commit") or "")[:12]
+    rows.append(f"| base model | {cell(base_name(base))} | {commit} | | {cell(base_licence(base))} |")
     for source in sources:
         cells = [
             source["role"],
@@ -146,8 +146,13 @@ def licences(base: dict, sources: list[dict]) -> str:
             f"{source['taken']:,}",
             data_licence(source),
         ]
-        rows.append(f"| {' | '.join(cells)} |")
+        rows.append(f"| {' | '.join(map(cell, cells))} |")
     return "\n".join([*rows, "", "What is made from several of these must keep to the strictest of them.\n"])
+
+
+def cell(text: str) -> str:
+    """What a table of Markdown holds as it stands, wherever it comes from."""
+    return one_line(text).replace("|", "\\|")
 
 
 def base_licence(base: dict) -> str:
@@ -177,7 +182,7 @@ def evaluation(checkpoint: Path, tables: dict) -> str:
         )
     asked = ["", "How it was asked (scores under another protocol cannot be compared with these):", ""]
     asked += [
-        f"- {', '.join(f'{key} {value}' for key, value in protocol(entry).items())}"
+        f"- {one_line(', '.join(f'{key} {value}' for key, value in protocol(entry).items()))}"
         for entry in tables["protocol"]
     ]
     return "\n".join([*rows, *asked, "", "Measured on the checkpoint before it was merged.\n"])
