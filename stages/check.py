@@ -8,6 +8,7 @@ python -m stages.check preferences    that the preference stage will have pairs
 """
 
 import os
+import subprocess
 from pathlib import Path
 
 from stages.settings import memory
@@ -25,6 +26,7 @@ def main(item: str) -> None:
     with one_line_errors():
         params = read()
         if item == "params":
+            require_git()
             if why := memory.unplanned(params.chosen_model.weights):
                 print(f"check: the memory of {params.model} is {why}")
             require_base(params)
@@ -38,6 +40,18 @@ def main(item: str) -> None:
             require_files(params, "preferences", f"; {SFT_ALONE}")
         with replace_file(Path("data/checked") / item) as temporary:
             temporary.write_text("checked\n")
+
+
+def require_git() -> None:
+    """Raise Problem where git refuses to read the repository, as in a container that is root's: DVC would run
+    one stage and then end in git's words.
+    """
+    asked = subprocess.run(["git", "rev-parse"], capture_output=True, text=True)
+    if "dubious ownership" in asked.stderr:
+        raise Problem(
+            "another user owns this folder, and git does not read it: "
+            f"git config --global --add safe.directory {Path.cwd()}"
+        )
 
 
 def require_adapters(params: Params, role: str) -> None:
