@@ -31,9 +31,9 @@ from stages import fetch
 from stages.gate import duplicates
 from stages.settings.errors import one_line_errors
 from stages.settings.files import sha256
+from stages.settings.stage import quiet
 from stages.sources import layouts
 from stages.text import arabic, shingles
-from stages.training import supervised
 
 ROOT = Path(__file__).parents[1]
 LETTERS = "ابتثجحخدذرزسشصضطظعغفقكلمنهوي"
@@ -204,6 +204,8 @@ def stage_whole(rows: int, tokenizer: Path) -> None:
 
 def tokens(path: Path, tokenizer: Path) -> None:
     """The ids that the stage leaves with the rows, beside TRL's way: every training tokenises again."""
+    from stages.training import supervised  # after main has silenced the progress bars of datasets
+
     columns = parquet.ParquetFile(path).metadata.row_group(0)
     sizes = {}
     for i in range(columns.num_columns):
@@ -347,7 +349,7 @@ def main() -> None:
     )
     parser.add_argument("--tokenizer", type=Path, default=ROOT / "models/nano/tokenizer.json")
     arguments = parser.parse_args()
-    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    quiet()
     (ROOT / ".cache").mkdir(exist_ok=True)
     for rows in arguments.rows:
         stage_whole(rows, arguments.tokenizer)
