@@ -11,7 +11,6 @@ the sum over all its processes, sampled.
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import subprocess
