@@ -46,6 +46,17 @@ from tests.conftest import ROOT
         ("مَدْرَسَةٌ ٣", "مَدْرَسَةٌ ٣"),  # kept unless asked for
         ("إلى أن ى ة", "إلى أن ى ة"),  # spelling is never touched
         ("m² ½ x\u00a0y", "m² ½ x y"),  # NFKC is for Arabic presentation forms alone
+        ("بـَـسْـمِ اللـــه", "بَسْمِ الله"),
+        *((text, text) for text in ("المادة 4ـ1", "18 ـ 185", "1445 هـ", "القاهرةـالجيزة", "اكتب ـــــ هنا")),
+        ("النبيﷺيصلي باﷲ", "النبي صلى الله عليه وسلم يصلي بالله"),
+        ("الی حتی علی فی والتی", "الى حتى على في والتي"),  # a final ی is ى or ي
+        ("الغنی کریم ھنا", "الغنی كريم هنا"),  # or nobody knows
+        *((text, text) for text in ("یہ کتاب بہت اچھی ہے", "این کتاب خوبی است", "```\nإذا  x = 1\n```")),
+        *((text, text) for text in ("الاسم\tالعمر", "ألا ليت الشباب   يعود يوما", "| أ   | ب |", "x  = 1")),
+        (
+            "ھذا کتاب في شرح أبيات من شعر الفرس القدماء ونقلها إلى العربية بأسلوب جميل:\nاین کتاب خوبی است",
+            "هذا كتاب في شرح أبيات من شعر الفرس القدماء ونقلها إلى العربية بأسلوب جميل:\nاین کتاب خوبی است",
+        ),  # line by line
     ],
 )
 def test_text_is_cleaned_without_changing_its_spelling(raw, clean):
@@ -58,6 +69,8 @@ def test_tashkeel_digits_and_lookalikes_follow_the_policy():
     assert normalise("قُرۡءَانٞ", tashkeel="strip") == "قرءان"  # Qur'anic signs
     assert normalise("آمن", tashkeel="strip") == "آمن"
     assert normalise("کتاب", lookalikes="keep") == "کتاب"
+    assert normalise("مـرحبا", tatweel="keep") == "مـرحبا"
+    assert normalise("٣٫١٤ ١٬٠٠٠ ۲٫۵", digits="western") == "3.14 1,000 2.5"
 
 
 def test_arabic_share_counts_letters_alone():
@@ -65,11 +78,16 @@ def test_arabic_share_counts_letters_alone():
     assert arabic_share("مرحبا Hello") == 0.5
     assert arabic_share("مَرْحَبًا Hello") == 0.5
     assert arabic_share("12") == 1.0
+    assert arabic_share("العربية۔") == 7 / 8
+    assert arabic_share("قال گلوب: مرحبا") == 1.0  # a name
+    assert arabic_share("یہ کتاب بہت اچھی ہے") == arabic_share("این کتاب خوبی است") == 0
+    assert arabic_share("مرحبا ہے") == 5 / 7
 
 
 def test_words_are_compared_without_what_does_not_change_them():
     assert words("قَالَ: «إلى المدرسةِ»،\n\n ٣+4") == ["قال", "الي", "المدرسه", "\n", "3", "+", "4", "\n"]
     assert words("3 - 4") != words("3 + 4")
+    assert words("المادة 4ـ1") == ["الماده", "4", "1", "\n"]
 
 
 CHAT = [

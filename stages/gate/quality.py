@@ -135,10 +135,7 @@ class Examiner:
         }  # fmt: skip
 
     def normalise(self, text: str) -> str:
-        policy = self.settings.text
-        return arabic.normalise(
-            text, tashkeel=policy.tashkeel, digits=policy.digits, lookalikes=policy.lookalikes
-        )
+        return arabic.normalise(text, **self.settings.text.model_dump())
 
     def fault(self, row: dict) -> str:
         """The reason to drop a row that can be seen in its text, or ""."""

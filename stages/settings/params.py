@@ -191,6 +191,7 @@ class Datasets(Section):
 
 class Text(Section):
     tashkeel: Literal["keep", "strip"]
+    tatweel: Literal["strip", "keep"]
     digits: Literal["keep", "western"]
     lookalikes: Literal["keep", "arabic"]
 
