@@ -22,7 +22,7 @@ from tqdm import tqdm
 from stages.builtin import skills
 from stages.settings.errors import Problem, one_line, one_line_errors
 from stages.settings.files import replace_folder, write_json
-from stages.settings.params import ROLES, Own, Rows, Source
+from stages.settings.params import GATE_KEYS, ROLES, Own, Rows, Source
 from stages.settings.stage import role_argument, stage
 from stages.sources import hub, tables
 from stages.sources.catalog import adapter_of
@@ -53,6 +53,7 @@ def main(role: str) -> None:
                     f"{key}: none of {count:,} rows can be read as {role}: {example or 'the source is empty'}"
                 )
             sources[name] = facts | {key: facts.get(key, count) for key in ("published", "taken")}
+            sources[name] |= {key: value for key in GATE_KEYS if (value := getattr(wanted, key)) is not None}
             if notes:
                 sources[name]["notes"] = dict(notes)
             print(summary(role, name, sources[name], faults))

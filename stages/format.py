@@ -42,6 +42,7 @@ def main(role: str) -> None:
             role, params.text, params.prompt, template, params.format,
             str(manifest.base_folder() / "tokenizer.json"),
             leaks.build(BENCHMARKS, params.format.leak_overlap),
+            frozenset(name for name, source in sources.items() if source.get("language") == "any"),
         )  # fmt: skip
         notes = allocate(folder, sum(batch.rows for batch in batches), params.format)
         examine_all(batches, settings, notes)

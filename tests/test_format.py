@@ -136,7 +136,7 @@ def test_an_answer_starts_on_a_token_boundary_and_stops_with_one_token(name):
 def examine(tmp_path):
     """Examine rows as the stage does; `benchmark` are questions that must not leak."""
 
-    def run(role, rows, benchmark=(), **gate):
+    def run(role, rows, benchmark=(), max_length=64, any_language=(), **gate):
         params = read(ROOT / "params.yaml")
         items = [
             layouts.question(asked, ["نعم", "لا"], 0) | {"id": str(i), "split": "test"}
@@ -146,7 +146,7 @@ def examine(tmp_path):
             pa.Table.from_pylist(items, layouts.SCHEMAS["benchmarks"]), tmp_path / "exam.parquet"
         )
         own = params.format.model_copy(update=gate)
-        prompt = params.prompt.model_copy(update={"max_length": 64})
+        prompt = params.prompt.model_copy(update={"max_length": max_length})
         tokenizer = str(ROOT / "models/nano/tokenizer.json")
         settings = quality.Settings(
             role,
@@ -156,6 +156,7 @@ def examine(tmp_path):
             own,
             tokenizer,
             leaks.build(tmp_path, own.leak_overlap),
+            frozenset(any_language),
         )
         common = {"source": "s", "fault": None, "split": "train"}
         return quality.Examiner(settings).examine(
@@ -187,6 +188,44 @@ def test_every_row_is_kept_or_dropped_with_a_reason(examine):
     (book,) = examine("instructions", [layouts.instruction("اكتب", "كتاب " * 10**6)]).rows.to_pylist()
     assert (book["reason"], book["tokens"]) == ("too_long", 0)  # known without counting
     assert found[0]["chosen"] == "نعم<|im_end|>"
+
+
+SYSTEM = "You are a helpful doctor who answers the questions of patients in Arabic, with care. " * 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "kept"),
+    [
+        ("ترجم إلى الإنجليزية: أحب القراءة", "I love reading books in the morning and at night", True),
+        ("Translate to Arabic: good morning", "صباح الخير", True),
+        ("What is photosynthesis?", "عملية تحويل ضوء الشمس إلى غذاء", True),
+        ("صنف: The food was great and the staff kind", "إيجابي", True),
+        ("اذكر خمس شركات", "Apple, Google, Microsoft, Amazon, Meta", True),
+        ("ما رأيكم؟ https://example.com/a/long/address @some_body", "نعم", True),
+        ("احسب", r"الناتج $\frac{alpha}{beta}$ أو `solve(equation)`", True),
+        ("اكتب دالة الجمع بلغة بايثون", "def add(first, second): return first and second", True),
+        ("chno kat3awd 3la had lmawdo3", "ma 3reftch walo 3liha", True),
+        ("ما رأيك؟", "Yes, of course, I do think so", False),
+        ("ما رأيك في الفندق؟", "Très bien, le personnel est gentil", False),
+        ("من الرئيس؟", "Это хороший вопрос", False),
+        ("What is the capital of France?", "Paris is the capital", False),
+        ("What is 7 plus 5?", "12", False),
+        ("فرانس کا دارالحکومت کیا ہے؟", "فرانس کا دارالحکومت پیرس ہے۔", False),
+        ("پایتخت ایران کجاست؟", "تهران پایتخت ایران است", False),
+    ],
+)
+def test_the_language_of_a_row_is_that_of_its_question_and_answer(examine, asked, answer, kept):
+    (row,) = examine(
+        "instructions", [layouts.instruction(asked, answer, SYSTEM)], max_length=512
+    ).rows.to_pylist()
+    assert row["reason"] == ("" if kept else "wrong_language")
+    assert kept or row["detail"].endswith("of its letters are Arabic")
+
+
+def test_a_dataset_may_be_in_any_language(examine):
+    row = layouts.instruction("What is the capital of France?", "Paris")
+    (found,) = examine("instructions", [row], any_language={"s"}).rows.to_pylist()
+    assert found["reason"] == ""
 
 
 def test_a_single_vote_has_one_answer_and_its_label_tells_it_from_others(examine):

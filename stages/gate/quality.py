@@ -6,7 +6,7 @@ by.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 from xxhash import xxh3_64_intdigest
 
-from stages.gate import duplicates
+from stages.gate import duplicates, language
 from stages.gate.leaks import Guard, Index
 from stages.settings.params import Format, Prompt, Text
 from stages.text import arabic
@@ -50,6 +50,7 @@ class Settings:
     format: Format
     tokenizer: str  # path of tokenizer.json
     leaks: Index
+    any_language: frozenset[str] = field(default_factory=frozenset)  # datasets that need not be Arabic
 
 
 def schema(role: str) -> pa.Schema:
@@ -86,7 +87,8 @@ class Examiner:
     def examine(self, dataset: str, raw: list[dict]) -> Examined:
         rows = [self.cleaned(dataset, row) for row in raw]
         for row in rows:
-            row["reason"], row["detail"] = row["reason"] or self.fault(row), row["detail"] or ""
+            row["reason"] = row["reason"] or self.fault(row)
+            row["detail"] = row["detail"] or self.detail(row)
         self.tokenise([row for row in rows if not row["reason"]])
         texts = [[*row["prompt_words"], *row["answer_words"]] for row in rows]
         hashes, owners = hash_words(texts)
@@ -117,6 +119,7 @@ class Examiner:
         contents = [self.normalise(content) for content in given]
         turns = [{"role": turn["role"], "content": content} for turn, content in zip(row["prompt"], contents)]
         asked, answered = contents[: len(turns)], contents[len(turns) :]
+        own = "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
         prompt_words, answer_words = words_of(asked), [arabic.words(answer) for answer in answered]
         prompt_key, keys = (
             key(prompt_words, asked),
@@ -130,7 +133,7 @@ class Examiner:
             "prompt_words": prompt_words, "answer_words": list(chain.from_iterable(answer_words)),
             "prompt_key": prompt_key, "exact_key": joined(prompt_key, zip(there, keys)),
             "unordered_key": joined(prompt_key, sorted(keys)),
-            "arabic": arabic.arabic_share("\n".join([*asked, *answered[:1]])),
+            "asked": own, "arabic": language.share(own, "".join(answered[:1])),
             "reason": "", "detail": "",
         }  # fmt: skip
 
@@ -148,13 +151,23 @@ class Examiner:
             return "too_long"  # for certain, and counting the tokens of a whole book would take minutes
         if any(len(answer) < gate.min_answer and not answer.isdecimal() for answer in answers):
             return "too_short"  # a single letter is no answer, a single digit can be
-        if row["arabic"] < gate.min_arabic:
+        if self.is_foreign(row):
             return "wrong_language"
         if len(answers) == 2 and answers[0] == answers[1]:
             return "chosen_is_rejected"
         if contents[-len(answers) - 1] in answers:
             return "answer_is_prompt"
         return ""
+
+    def is_foreign(self, row: dict) -> bool:
+        least = self.settings.format.min_arabic
+        if row["arabic"] >= least or row["dataset"] in self.settings.any_language:
+            return False
+        return not language.is_arabic(row["asked"], row["answers"][0], least)
+
+    def detail(self, row: dict) -> str:
+        """What there is to say of a reason."""
+        return f"{row['arabic']:.0%} of its letters are Arabic" if row["reason"] == "wrong_language" else ""
 
     def tokenise(self, rows: list[dict]) -> None:
         """Token ids, tokens of prompt and longest answer, tokens that normalisation saved, and rows longer

@@ -132,10 +132,14 @@ class Source(Section):
 
 
 class Rows(Section):
-    """How much to take: a sample of at most `rows`, and of at most `rows_per_task` of each task."""
+    """How much to take: a sample of at most `rows`, and of at most `rows_per_task` of each task; and what the
+    quality gate does otherwise than by `format`, to training data.
+    """
 
     rows: Amount = "all"
     rows_per_task: Count | None = None
+    language: Literal["arabic", "any"] | None = None
+    near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None = None
 
 
 class Own(Source, Rows):
@@ -150,6 +154,7 @@ def _is_own(value: Any) -> str:
     )
 
 
+GATE_KEYS = ("language", "near_duplicates")  # of a dataset, which fetch hands on to format
 Wanted = Annotated[
     Annotated[Rows, Tag("[rows]")] | Annotated[Own, Tag("[own]")],
     Discriminator(_is_own),
@@ -165,6 +170,14 @@ class Mixture(Section):
     preferences: Role
     continued: Role
     benchmarks: Role
+
+    @model_validator(mode="after")
+    def benchmarks_pass_no_gate(self) -> "Mixture":
+        for name, wanted in self.benchmarks.items():
+            for key in GATE_KEYS:
+                if getattr(wanted, key) is not None:
+                    raise ValueError(f"benchmarks.{name}.{key} is for data that is trained on: take it out")
+        return self
 
 
 def _written_out(sources: Any) -> Any:

@@ -23,6 +23,7 @@ STRAY_JOINER = re.compile(
 COMPATIBLE = re.compile("[\ufb50-\ufdff\ufe70-\ufefc]|[\u0627\u0648\u064a\u06c1\u06d2\u06d5][\u0653-\u0655]")
 # Words and phrases in one sign, where they touch another word; ﷲ is a word that others join.
 PHRASE = "[\ufdf0\ufdf1\ufdf3-\ufdfd]"
+SIGN = re.compile("[\ufdf0-\ufdfd]")
 TOUCHING = re.compile(rf"(?<=\w)(?={PHRASE})|(?<={PHRASE})(?=\w)")
 EASTERN_DIGIT = re.compile("[٠-٩۰-۹]")
 SEPARATOR = re.compile(r"(?<=\d)[٫٬](?=\d)")  # of decimals, and of thousands
@@ -60,7 +61,8 @@ def normalise(
 
 
 def _composed(text: str) -> str:
-    text = TOUCHING.sub(" ", text).replace("ا\ufdf2", "الله")  # باﷲ
+    if SIGN.search(text):
+        text = TOUCHING.sub(" ", text).replace("ا\ufdf2", "الله")  # باﷲ
     return COMPATIBLE.sub(_letters, text)
 
 
@@ -104,7 +106,7 @@ IN_SCRIPT = re.compile(f"[{TASHKEEL}]+")
 # --- blanks -------------------------------------------------------------------------------------------------
 
 UNUSUAL_BLANK = re.compile(r"[^\S\n\t ]")
-GAP = re.compile(r"(?<=\S)(?:\t[\t ]*| [\t ]+)(?=\S)")
+GAP = re.compile(r"(?:\t| (?=[\t ]))(?<=\S.)[\t ]*(?=\S)")
 FENCE = re.compile(r"\s*(?:```|~~~)")
 # Lines whose gaps mean something: indented as code is, of a table, or without any Arabic.
 STRUCTURE = re.compile(rf" {{4}}| *\t|\s*\||[^{SCRIPT}]*$")

@@ -1,0 +1,76 @@
+"""Whether a row is in Arabic: by the letters of the user's turns and of the answer, without what is in no
+language.
+"""
+
+import re
+
+from stages.text.arabic import LETTERS, arabic_share
+from stages.text.letters import WORD, foreign_words
+
+# Code, calls of tools, addresses, mentions, formulas, markup, and the names of variables.
+NO_LANGUAGE = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]+`|<tool_(call|response)>.*?</tool_\1>|\$\$.+?\$\$|\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\]"
+    r"|\\[a-zA-Z]+|(?:https?://|www\.)\S+|\S+@\S+\.\w+|[@#]\w*[A-Za-z]\w*|</?[a-zA-Z][^<>]*>|&\w+;|\b[A-Za-z]\b",
+    re.DOTALL,
+)
+LATIN_LETTER = re.compile("[A-Za-z]")  # in all of these
+# A user's turn that has another language, or code, for an answer or as its material.
+ASKS_FOR_OTHER = re.compile(
+    r"ترجم|باللغ|اللغة|لغة|[إا]نجليزي|[إا]نكليزي|فرنسي|[أا]لماني|[إا]سباني|إيطالي|لاتيني|صيني|ياباني|تركي"
+    r"|كود|شفرة|شيفرة|برمج|بايثون|جافا|دالة|استعلام|translat|arabic|python|html|sql|code",
+    re.IGNORECASE,
+)
+LATIN = re.compile(r"[^\W\d_]*[A-Za-zÀ-ɏ][^\W\d_]*")
+# Words without which nobody writes a sentence; names and terms alone are in no language.
+PROSE = re.compile(
+    r"\b(?:the|an|is|are|was|of|and|to|in|on|for|it|i|you|we|he|they|this|that|with|not|do|le|la|les|des|du|et|est|un|une"
+    r"|en|que|pour|je|der|die|das|und|ist|el|los|de|y|por)\b",
+    re.IGNORECASE,
+)
+# Arabic in Latin letters: digits stand for letters that these have not, as in 3la and ma7abba.
+ARABIZI = re.compile(r"\b(?=\w*[A-Za-z])(?:[A-Za-z']+[235789]|[2379](?=[A-Za-z]{2}))[A-Za-z235789']*\b")
+MATERIAL = 3  # Latin words in an Arabic question that the answer is about
+ANSWER = 20  # letters of an answer whose language counts alone
+
+
+def share(asked: str, answered: str) -> float:
+    """The share of Arabic among the letters of the user's turns and the answer."""
+    return arabic_share(spoken(f"{asked}\n{answered}"))
+
+
+def spoken(text: str) -> str:
+    """A text without what is in no language."""
+    return NO_LANGUAGE.sub(" ", text) if LATIN_LETTER.search(text) else text
+
+
+def is_arabic(asked: str, answered: str, least: float) -> bool:
+    """Whether a row too few of whose letters are Arabic is for Arabic still.
+
+    Its answer alone may be Arabic (a translation into it), or its question, where that asks for another
+    language, brings material in it, or is answered by names.
+    """
+    asked, answered = spoken(asked), spoken(answered)
+    if is_arabizi(f"{asked} {answered}"):
+        return True
+    answer_is_arabic, asks = arabic_share(answered) >= least, bool(ASKS_FOR_OTHER.search(asked))
+    letters = sum(map(len, LETTERS.findall(answered)))
+    arabic_words = len(WORD.findall(asked)) - len(foreign_words(asked))
+    if answer_is_arabic and (letters >= ANSWER or (letters and (asks or arabic_words))):
+        return True
+    if arabic_words < 2:
+        return False
+    names = arabic_share(asked) >= least and not is_prose(answered)
+    return asks or len(LATIN.findall(asked)) >= MATERIAL or names
+
+
+def is_prose(text: str) -> bool:
+    """Whether a text is in sentences of a language other than Arabic."""
+    latin, words = LATIN.findall(text), LETTERS.findall(text)
+    others = len(words) - len(latin) - len(WORD.findall(text)) + len(foreign_words(text))
+    return others > 0 or len(PROSE.findall(text)) > 0.05 * len(latin)
+
+
+def is_arabizi(text: str) -> bool:
+    words = LATIN.findall(text)
+    found = ARABIZI.findall(text)
+    return len(found) > 1 and len(found) > 0.1 * len(words)
