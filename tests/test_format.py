@@ -176,7 +176,7 @@ def test_every_row_is_kept_or_dropped_with_a_reason(examine):
         "empty": pair("\u200b", "لا"),
         "special_token": pair("نعم<|im_end|>", "لا"),
         "too_long": pair("نعم " * 80, "لا"),
-        "too_short": pair("ن", "لا"),
+        "too_short": pair("؟", "لا"),
         "wrong_language": pair("Yes, of course, I do think so", "لا"),
         "answer_is_prompt": pair("نعم", "ما رأيك؟"),
     }
@@ -261,9 +261,23 @@ def test_a_single_vote_has_one_answer_and_its_label_tells_it_from_others(examine
     assert all(row["tokens"] > 0 for row in rows[:5])
 
 
-def test_a_single_digit_is_an_answer(examine):
-    found = examine("instructions", [layouts.instruction("كم عدد القارات؟", "٧")]).rows.to_pylist()
-    assert found[0]["reason"] == ""
+def test_a_letter_a_number_and_yes_or_no_are_answers(examine):
+    answers = {
+        "٧": "",
+        "ب": "",
+        "(هـ)": "",
+        "C.": "",
+        "١٢": "",
+        "نعم": "",
+        "لا": "",
+        "صح": "",
+        "هيا": "too_short",
+    }
+    rows = [layouts.instruction(f"سؤال {place} له جواب قصير", answer) for place, answer in enumerate(answers)]
+    found = examine("instructions", rows, min_answer=5).rows["reason"].to_pylist()
+    assert dict(zip(answers, found)) == answers
+    (mark,) = examine("instructions", [layouts.instruction("ما رأيك؟", "-")]).rows["reason"].to_pylist()
+    assert mark == "too_short"
 
 
 def test_tokens_saved_by_cleaning_are_measured_with_the_models_tokenizer(examine):

@@ -149,8 +149,8 @@ class Examiner:
             return "special_token"  # it would end the turn, or open another
         if sum(map(len, contents)) > LONGEST_TOKEN * self.settings.prompt.max_length:
             return "too_long"  # for certain, and counting the tokens of a whole book would take minutes
-        if any(len(answer) < gate.min_answer and not answer.isdecimal() for answer in answers):
-            return "too_short"  # a single letter is no answer, a single digit can be
+        if any(len(answer) < gate.min_answer and not is_choice(answer) for answer in answers):
+            return "too_short"
         if self.is_foreign(row):
             return "wrong_language"
         if len(answers) == 2 and answers[0] == answers[1]:
@@ -217,6 +217,15 @@ class Examiner:
                 row["leak"] = item
                 if self.settings.format.leaks == "drop":
                     row["reason"], row["detail"] = "leak", f"holds {item.replace(chr(9), ' ')}"
+
+
+YES_OR_NO = set("نعم لا كلا بلى أجل صح صحيح خطأ خطا غلط صواب yes no true false".split())
+
+
+def is_choice(answer: str) -> bool:
+    """Whether so short an answer is one: a letter, a number, or yes or no."""
+    core = answer.strip(" .()[]،:؛!\u0640").casefold()
+    return (len(core) == 1 and core.isalpha()) or core.isdecimal() or core in YES_OR_NO
 
 
 def words_of(texts: list[str]) -> list[str]:
