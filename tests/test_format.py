@@ -87,6 +87,7 @@ def test_arabic_share_counts_letters_alone():
 def test_words_are_compared_without_what_does_not_change_them():
     assert words("قَالَ: «إلى المدرسةِ»،\n\n ٣+4") == ["قال", "الي", "المدرسه", "\n", "3", "+", "4", "\n"]
     assert words("3 - 4") != words("3 + 4")
+    assert words("س ≥ 5") != words("س ≤ 5")
     assert words("المادة 4ـ1") == ["الماده", "4", "1", "\n"]
 
 
@@ -319,6 +320,28 @@ def test_a_benchmark_question_in_a_training_row_is_found(examine, prompt, leaks_
 def test_a_question_that_says_little_counts_with_its_answer(tmp_path):
     rows = [{"question": "أيهما صحيح؟", "choices": ["بغداد عاصمة العراق", "لا"], "answer": 0}] * 2
     assert leaks.item_words(rows)[0] == words("أيهما صحيح؟") + words("بغداد عاصمة العراق")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("س ≥ 5", "س ≤ 5", False),
+        ("√2", "2", False),
+        ("عِلْمٌ", "عَلَمٌ", False),
+        ("3.5", "3,5", False),
+        ("5!", "5", False),
+        ("مدرسة", "مدرسه", False),
+        ("😀", "😡", False),
+        ("جواب،  آخر.", "«جواب» آخر", True),
+        ("٣", "3", True),
+        ("مـــرحبا\u200f", "مرحبا", True),
+    ],
+)
+def test_answers_are_compared_more_strictly_than_prompts(examine, one, other, same):
+    rows = [layouts.instruction("سُؤال مُشترك؟", one), layouts.instruction("سؤال مشترك", other)]
+    found = examine("instructions", rows)
+    assert found.prompts[0] == found.prompts[1]
+    assert (found.exact[0] == found.exact[1]) == same
 
 
 # --- duplicates ---------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ class Examiner:
         prompt_words, answer_words = words_of(asked), [arabic.words(answer) for answer in answered]
         prompt_key, keys = (
             key(prompt_words, asked),
-            [key(words, [answer]) for words, answer in zip(answer_words, answered)],
+            [key(arabic.exact_words(answer), [answer]) for answer in answered],
         )
         return common | {
             "prompt": template.render(turns, self.settings.prompt.system),

@@ -139,8 +139,8 @@ VARIANTS = {"أ": "ا", "إ": "ا", "آ": "ا", "ٱ": "ا", "ى": "ي", "ة": "�
 UNSPOKEN = re.compile(f"[{INVISIBLE}\u200d{TASHKEEL}\u0653-\u0655]+")
 LINE_END = "\n"
 WORD = re.compile(
-    rf"[^\W_]+|[-+*/=<>%^×÷]|{LINE_END}(?!\s*{LINE_END})"
-)  # a sign of arithmetic tells two questions apart, a comma does not
+    rf"[^\W_]+|[-+*/=<>%^×÷±\u2200-\u22ff]|{LINE_END}(?!\s*{LINE_END})"
+)  # a sign of mathematics tells two questions apart, a comma does not
 
 
 def words(text: str) -> list[str]:
@@ -151,3 +151,16 @@ def words(text: str) -> list[str]:
     """
     text = UNSPOKEN.sub("", _unstretched(_composed(text))).replace(TATWEEL, " ")
     return WORD.findall(_western(_replaced(text, VARIANTS)).casefold().strip() + LINE_END)
+
+
+NUMBER_OR_SIGN = re.compile(r"\d+(?:[.,٫٬:/-]\d+)*!?|[^\W\d]+|[^\w\s]")
+PUNCTUATION = set(".,،؛;:!?؟\"'«»“”‘’…–—")
+
+
+def exact_words(text: str) -> list[str]:
+    """The words and signs of a text as two answers are compared: with tashkeel, spelling, and what stands in
+    and between numbers; without the punctuation of prose.
+    """
+    text = re.sub(f"[{INVISIBLE}]", "", _unstretched(_composed(text)))
+    found = NUMBER_OR_SIGN.findall(_western(_replaced(text, LOOKALIKES)).casefold())
+    return [token for token in found if token not in PUNCTUATION]
