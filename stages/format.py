@@ -6,10 +6,12 @@ Every row that comes in is kept or stands in the report with the reason why not;
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from stages.gate import account, duplicates, leaks, quality
 from stages.settings import manifest
 from stages.settings.errors import Problem, one_line_errors
 from stages.settings.files import read_json, replace_file, replace_folder, write_json
-from stages.settings.params import Format, Params
+from stages.settings.params import Params
 from stages.settings.stage import role_argument, stage
 from stages.text.prompts import TEMPLATES
 
@@ -44,11 +46,15 @@ def main(role: str) -> None:
             leaks.build(BENCHMARKS, params.format.leak_overlap),
             frozenset(name for name, source in sources.items() if source.get("language") == "any"),
         )  # fmt: skip
-        notes = allocate(folder, sum(batch.rows for batch in batches), params.format)
+        thresholds = {
+            name: source.get("near_duplicates", params.format.near_duplicates)
+            for name, source in sources.items()
+        }
+        notes = allocate(folder, batches, thresholds)
         examine_all(batches, settings, notes)
 
         # 2. what takes all rows to see
-        verdicts = judge(notes, params.format, holds_out=not role.startswith("sampled"))
+        verdicts = judge(role, batches, notes, thresholds)
 
         # 3. write the kept rows, the dropped ones, and the account of both
         reports = Path(f"data/reports/{role}.parquet")
@@ -118,8 +124,9 @@ def plan(raw: Path, sources: dict[str, dict], folder: Path) -> list[Batch]:
     return batches
 
 
-def allocate(folder: Path, rows: int, gate: Format) -> Notes:
-    band_rows = duplicates.band_rows(gate.near_duplicates)
+def allocate(folder: Path, batches: list[Batch], thresholds: dict[str, float]) -> Notes:
+    rows = sum(batch.rows for batch in batches)
+    band_rows = duplicates.band_rows(min(thresholds.values(), default=1))
     shapes = {
         "alive": (bool, (rows,)), "comparable": (bool, (rows,)), "validation": (bool, (rows,)),
         "exact": (np.uint64, (rows,)), "unordered": (np.uint64, (rows,)), "prompts": (np.uint64, (rows,)),
@@ -171,7 +178,7 @@ def examine(batch: Batch) -> int:
     arrays["validation"][own] = pc.equal(found.rows["split"], "validation").to_numpy(zero_copy_only=False)
     for name in ("comparable", "exact", "unordered", "prompts", "signatures"):
         arrays[name][own] = getattr(found, name)
-    arrays["bands"][:, own] = duplicates.band_keys(found.signatures, notes.band_rows)
+    arrays["bands"][:, own] = duplicates.band_keys(found.signatures, notes.band_rows) ^ found.answers
     return batch.rows
 
 
@@ -190,22 +197,51 @@ class Verdicts:
     validation: np.ndarray
 
 
-def judge(notes: Notes, gate: Format, holds_out: bool) -> Verdicts:
+def judge(role: str, batches: list[Batch], notes: Notes, thresholds: dict[str, float]) -> Verdicts:
     arrays = notes.open("r")
     alive, prompts, claims = (np.array(arrays[name]) for name in ("alive", "prompts", "exact"))
     contradicted = duplicates.outvoted(claims, np.array(arrays["unordered"]), alive)
     alive &= ~contradicted
     exact = duplicates.exact_twins(claims, alive)
     near = np.full(len(alive), -1)
-    if gate.near_duplicates < 1:
+    least = np.repeat([thresholds[batch.dataset] for batch in batches], [batch.rows for batch in batches])
+    if min(thresholds.values(), default=1) < 1:
         once = alive & (exact < 0) & arrays["comparable"]
-        near = duplicates.near_twins(arrays["bands"], arrays["signatures"], once, gate.near_duplicates)
+        compare = partial(are_near, batches, least)
+        near = duplicates.near_twins(arrays["bands"], arrays["signatures"], once, least, compare)
     # A prompt that one source holds out must not be trained on by way of another.
     validation = np.isin(prompts, prompts[alive & arrays["validation"]])
     kept = alive & (exact < 0) & (near < 0)
+    holds_out = not role.startswith("sampled")
     if holds_out and not validation[kept].any():  # a few rows, none of which the hash holds out
         validation |= held_out_of_few(prompts, kept)
     return Verdicts(contradicted, exact, near, validation)
+
+
+def are_near(
+    batches: list[Batch], thresholds: np.ndarray, first: np.ndarray, later: np.ndarray
+) -> np.ndarray:
+    """Which pairs of rows are near duplicates by their texts: bool of the length of both. A threshold of 1
+    leaves the later row alone.
+    """
+    texts = exchanges(batches, np.union1d(first, later))
+    pairs = zip(first, later, thresholds[later])
+    near = [least < 1 and duplicates.are_near(texts[a], texts[b], least) for a, b, least in pairs]
+    return np.array(near, bool)
+
+
+def exchanges(batches: list[Batch], rows: np.ndarray) -> dict[int, duplicates.Exchange]:
+    """The texts of rows, by their places among all."""
+    found = {}
+    for batch in batches:
+        own = rows[(rows >= batch.start) & (rows < batch.start + batch.rows)]
+        if len(own):
+            table = parquet.read_table(batch.shard, columns=["asked", "said"]).take(own - batch.start)
+            texts = zip(table["asked"].to_pylist(), table["said"].to_pylist())
+            found |= {
+                place: duplicates.Exchange(asked, tuple(said)) for place, (asked, said) in zip(own, texts)
+            }
+    return found
 
 
 def held_out_of_few(prompts: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -241,6 +277,7 @@ def write(
             dropped.write_table(account.dropped(rows, role))
             tally.add(rows)
     tally.repeated = twins.most_repeated(verdicts)
+    tally.repeats = twins.by_dataset(verdicts)
     return tally
 
 
@@ -274,6 +311,18 @@ class Twins:
 
     def id(self, place: int) -> str:
         return self.ids[int(place)].as_py()
+
+    def by_dataset(self, verdicts: Verdicts) -> Counter:
+        """How many rows of a dataset repeat how many of another, or of itself: by (dataset, reason, it)."""
+        names = list(dict.fromkeys(batch.dataset for batch in self.batches))
+        datasets = np.repeat(
+            [names.index(batch.dataset) for batch in self.batches], [batch.rows for batch in self.batches]
+        )
+        found = Counter()
+        for reason, twins in (("duplicate", verdicts.exact), ("near_duplicate", verdicts.near)):
+            rows = np.flatnonzero(twins >= 0)
+            found.update((names[a], reason, names[b]) for a, b in zip(datasets[rows], datasets[twins[rows]]))
+        return found
 
     def most_repeated(self, verdicts: Verdicts, count: int = 10) -> list[dict]:
         """The rows repeated most often, with how often and their prompts."""

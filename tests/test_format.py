@@ -373,6 +373,32 @@ def test_signatures_estimate_the_jaccard_similarity():
     assert (signature[0] == signature[1]).mean() == pytest.approx(18 / 20, abs=0.1)
 
 
+PASSAGE = " ".join(f"كلمة{i}" for i in range(60)) + "."
+CHANGED = PASSAGE.replace("كلمة30", "غيرها")
+ANSWER = " ".join(f"جواب{i}" for i in range(40))
+
+
+@pytest.mark.parametrize(
+    ("asked", "other", "answers", "others", "near"),
+    [
+        (PASSAGE, CHANGED, ["نعم"], ["نعم"], True),
+        (PASSAGE, CHANGED, ["نعم"], ["لا"], False),
+        (PASSAGE, PASSAGE, ["س ≥ 5"], ["س ≤ 5"], False),
+        (f"{PASSAGE}\nمن؟", f"{PASSAGE}\nأين؟", ["القاهرة"], ["القاهرة"], False),  # another question
+        (f"{PASSAGE} من؟", f"{PASSAGE} أين؟", ["القاهرة"], ["القاهرة"], False),
+        ("اشرح", "اشرح؟", [ANSWER], [ANSWER + " أيضا"], True),
+        ("ما الزكاة؟", "ما الصيام؟", [ANSWER], [ANSWER + " أيضا"], False),
+        (PASSAGE, PASSAGE, [ANSWER], [ANSWER.replace("جواب", "رد")], False),  # another answer
+        (PASSAGE, PASSAGE, [ANSWER, "نعم"], [ANSWER + " أيضا", "نعم"], True),  # pairs
+        (PASSAGE, PASSAGE, [ANSWER, "نعم"], [ANSWER + " أيضا", "لا"], False),
+        (PASSAGE, PASSAGE, [ANSWER, ""], ["", ANSWER], False),  # a good answer, and a bad one
+    ],
+)
+def test_near_duplicates_have_near_answers_to_near_questions(asked, other, answers, others, near):
+    one, two = duplicates.Exchange(asked, tuple(answers)), duplicates.Exchange(other, tuple(others))
+    assert duplicates.are_near(one, two, 0.8) == duplicates.are_near(two, one, 0.8) == near
+
+
 def test_exact_twins_point_to_the_first_row_that_counts():
     keys = np.array([5, 7, 5, 5, 7], np.uint64)
     assert duplicates.exact_twins(keys, np.array([False, True, True, True, True])).tolist() == [
@@ -483,6 +509,44 @@ def test_the_account_of_a_mixture_adds_up(project):
     assert not set(train["prompt"].to_pylist()) & set(validation["prompt"].to_pylist())
     assert "second:52" in validation["id"].to_pylist()
     assert "first:7" in validation["id"].to_pylist()  # another source holds its prompt out
+
+
+TASK = "أنت طبيب خبير يجيب عن أسئلة المرضى " + " ".join(f"تعليمة{i}" for i in range(60))
+
+
+@pytest.mark.parametrize(
+    ("make", "lost"),
+    [
+        (lambda i: layouts.instruction(f"ما علاج المرض {i}؟", f"دواء {i}", TASK), 0),  # one system turn
+        (lambda i: layouts.instruction(f"{TASK}: ما علاج المرض {i}؟", "راجع طبيبك"), 0),  # one wording
+        (
+            lambda i: layouts.instruction(f"{PASSAGE} {i // 5}\nمن رقم {i}؟", f"اسم {i % 3}"),
+            0,
+        ),  # five a passage
+        (lambda i: layouts.instruction(f"سؤال {i // 2}", f"{ANSWER} {i // 2}" + " أيضا" * (i % 2)), 30),
+    ],
+)
+def test_what_rows_share_makes_no_near_duplicates(project, make, lost):
+    shutil.rmtree(project / "data/raw/instructions")
+    sources(project, "instructions", own=[make(i) for i in range(60)])
+    formatting.main("instructions")
+    report = json.loads((project / "data/reports/instructions.json").read_text(encoding="utf-8"))
+    assert report["dropped"].get("near_duplicate", 0) == lost
+
+
+def test_a_dataset_may_keep_its_near_duplicates(project):
+    shutil.rmtree(project / "data/raw/instructions")
+    rows = [layouts.instruction(PASSAGE, ANSWER), layouts.instruction(PASSAGE, ANSWER + " أيضا")]
+    rows.append(layouts.instruction("سؤال آخر", "جواب"))
+    sources(
+        project, "instructions", kept=rows, gated=[layouts.instruction(PASSAGE, ANSWER + " آخر"), *rows[:1]]
+    )
+    path = project / "data/raw/instructions/sources.json"
+    path.write_text(json.dumps({"kept": {"published": 3, "near_duplicates": 1}, "gated": {"published": 2}}))
+    formatting.main("instructions")
+    report = json.loads((project / "data/reports/instructions.json").read_text(encoding="utf-8"))
+    assert report["sources"]["kept"]["dropped"] == {}
+    assert report["sources"]["gated"]["repeats"] == {"duplicate": {"kept": 1}, "near_duplicate": {"kept": 1}}
 
 
 @pytest.mark.parametrize("count", [1, 2, 10])

@@ -26,6 +26,7 @@ class Tally:
     leaks: Counter = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)  # the first row of each reason, in words
     repeated: list[dict] = field(default_factory=list)
+    repeats: Counter = field(default_factory=Counter)  # by dataset, reason, and the dataset repeated
 
     def add(self, rows: pa.Table) -> None:
         """Count a table of one dataset's rows."""
@@ -80,11 +81,21 @@ def source_report(name: str, source: dict, tally: Tally) -> dict:
     return {
         "published": source["published"],
         **outcomes(own),
+        "repeats": repeats(name, tally),
         "truncated_share": round(own["too_long"] / max(own.total(), 1), 4),
         "arabic_share": round(tally.arabic[name] / max(kept, 1), 4),
         "tokens_saved_share": round(tally.saved[name] / max(tokens["total"] + tally.saved[name], 1), 4),
         "tokens": tokens,
     }
+
+
+def repeats(name: str, tally: Tally) -> dict[str, dict[str, int]]:
+    """For each kind of duplicate, how many of a dataset's rows repeat rows of which dataset."""
+    found = defaultdict(dict)
+    for (dataset, reason, other), count in sorted(tally.repeats.items()):
+        if dataset == name:
+            found[reason][other] = count
+    return dict(found)
 
 
 def outcomes(counts: Counter) -> dict:

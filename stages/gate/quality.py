@@ -59,7 +59,8 @@ def schema(role: str) -> pa.Schema:
     trained_ids = [(name, pa.list_(pa.int32())) for name in TOKENS[role]]
     account = [("tokens", pa.int32()), ("saved", pa.int32()), ("arabic", pa.float32())]
     verdict = [(name, pa.string()) for name in ("split", "dataset", "reason", "detail", "leak", "text")]
-    return pa.schema([(name, pa.string()) for name in trained] + trained_ids + account + verdict)
+    compared = [("asked", pa.string()), ("said", pa.list_(pa.string()))]
+    return pa.schema([(name, pa.string()) for name in trained] + trained_ids + account + verdict + compared)
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Examined:
     prompts: np.ndarray  # uint64 (rows,): hash of the prompt
     signatures: np.ndarray  # uint32 (rows, PERMUTATIONS)
     comparable: np.ndarray  # bool (rows,): long enough to be a near duplicate
+    answers: np.ndarray  # uint64 (rows,): hash of answers that must be the same in a near duplicate, or 0
 
 
 class Examiner:
@@ -95,13 +97,28 @@ class Examiner:
         for row in rows:
             row["split"] = row["split"] or split_of(row["prompt_key"], self.settings.format.validation)
         self.mark_leaks(rows, hashes, owners)
+        pairs, owners = self.told_apart_by(rows, hashes, owners)
         return Examined(
             pa.Table.from_pylist(rows, schema(self.settings.role)),
             np.array([row["exact_key"] for row in rows], np.uint64),
             np.array([row["unordered_key"] for row in rows], np.uint64),
             np.array([row["prompt_key"] for row in rows], np.uint64),
-            duplicates.signatures(hashes, owners, len(rows)),
-            np.array([len(text) > duplicates.SHORTEST for text in texts], bool),
+            duplicates.minhash(pairs, owners, len(rows)),
+            np.bincount(owners, minlength=len(rows)) >= duplicates.SHORTEST - 1,
+            np.array([row["short_key"] for row in rows], np.uint64),
+        )
+
+    def told_apart_by(
+        self, rows: list[dict], hashes: np.ndarray, owners: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The word pairs that near duplicates are found by, and their rows: without those of system turns."""
+        starts = np.searchsorted(owners, np.arange(len(rows)))
+        places = np.arange(len(owners)) - starts[owners]
+        led = np.array([row["led"] for row in rows], int)[owners]
+        ends = np.array([len(row["prompt_words"]) for row in rows], int)[owners]
+        asked, answered = (places >= led) & (places < ends), places >= ends
+        return duplicates.told_apart_by(
+            (hashes[asked], owners[asked]), (hashes[answered], owners[answered]), len(rows)
         )
 
     def cleaned(self, dataset: str, row: dict) -> dict:
@@ -111,7 +128,7 @@ class Examiner:
         common |= {name: [] for name in TOKENS[self.settings.role]}
         if row["fault"]:
             empty = {"prompt_words": [], "answer_words": [], "contents": [], "given": []}
-            empty |= {"prompt_key": 0, "exact_key": 0, "unordered_key": 0}
+            empty |= {"prompt_key": 0, "exact_key": 0, "unordered_key": 0, "short_key": 0, "led": 0}
             return common | empty | {"reason": row["fault"], "detail": row["detail"], "text": row["original"]}
         template, names = self.settings.template, ANSWERS[self.settings.role]
         there = [name for name in names if row[name]]  # a single vote has one answer
@@ -133,6 +150,9 @@ class Examiner:
             "prompt_words": prompt_words, "answer_words": list(chain.from_iterable(answer_words)),
             "prompt_key": prompt_key, "exact_key": joined(prompt_key, zip(there, keys)),
             "unordered_key": joined(prompt_key, sorted(keys)),
+            "short_key": joined(0, keys) if duplicates.all_short(answer_words) else 0,
+            "said": [dict(zip(there, answered)).get(name, "") for name in names],
+            "led": sum(len(arabic.words(turn["content"])) for turn in turns if turn["role"] == "system"),
             "asked": own, "arabic": language.share(own, "".join(answered[:1])),
             "reason": "", "detail": "",
         }  # fmt: skip
