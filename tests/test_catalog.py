@@ -390,6 +390,22 @@ def test_an_empty_system_turn_is_no_system_turn(tmp_path):
     assert row["prompt"] == messages(("system", "أجب")) + ASK
 
 
+@pytest.mark.parametrize(
+    ("turns", "kept"),
+    [
+        ([("user", "س"), ("assistant", "ج"), ("user", ""), ("assistant", "ن")], 2),
+        ([("user", "س"), ("assistant", "ج"), ("user", "شكرا"), ("assistant", None)], 2),
+        ([("assistant", "أهلا"), ("user", "س"), ("assistant", " "), ("user", "ص"), ("assistant", "ج")], 5),
+        ([("user", "س"), ("ipython", "3"), ("assistant", "ج")], 3),
+    ],
+)
+def test_a_conversation_goes_until_its_first_empty_turn(turns, kept):
+    adapter = by_columns("own", "instructions", {"messages": "m"}, None)
+    row = adapter.convert({"m": [{"role": role, "content": content} for role, content in turns]})
+    assert len(row["prompt"] + row["completion"]) == kept
+    assert row.get("detail", "") == ("" if kept == len(turns) else "turns from an empty one on are left out")
+
+
 def test_the_turns_of_real_conversations_are_read(tmp_path):
     call = {"function": {"name": "طقس", "arguments": {"مدينة": "القاهرة"}}}
     chat = [

@@ -9,18 +9,18 @@ from stages.text.letters import WORD, foreign_words
 
 # Code, calls of tools, addresses, mentions, formulas, markup, and the names of variables.
 NO_LANGUAGE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]+`|<tool_(call|response)>.*?</tool_\1>|\$\$.+?\$\$|\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\]"
-    r"|\\[a-zA-Z]+|(?:https?://|www\.)\S+|\S+@\S+\.\w+|[@#]\w*[A-Za-z]\w*|</?[a-zA-Z][^<>]*>|&\w+;|\b[A-Za-z]\b",
+    r"```.*?(?:```|\Z)|`[^`\n]+`|<tool_(call|response)>.*?(?:</tool_\1>|\Z)|</?[a-zA-Z][^<>]*>|&\w+;"
+    r"|\$\$.{1,999}?\$\$|\$[^$\n]+\$|\\\(.{1,999}?\\\)|\\\[.{1,999}?\\\]|\\[a-zA-Z]+|\b[A-Za-z]\b"
+    r"|(?:https?://|www\.)\S+|\b[\w.+-]{1,64}@[\w.-]+|[@#]\w*[A-Za-z]\w*",
     re.DOTALL,
 )
-LATIN_LETTER = re.compile("[A-Za-z]")  # in all of these
+LATIN_LETTER = re.compile("[A-Za-zÀ-ɏ]")  # in all of these
 # A user's turn that has another language, or code, for an answer or as its material.
 ASKS_FOR_OTHER = re.compile(
     r"ترجم|باللغ|اللغة|لغة|[إا]نجليزي|[إا]نكليزي|فرنسي|[أا]لماني|[إا]سباني|إيطالي|لاتيني|صيني|ياباني|تركي"
     r"|كود|شفرة|شيفرة|برمج|بايثون|جافا|دالة|استعلام|translat|arabic|python|html|sql|code",
     re.IGNORECASE,
 )
-LATIN = re.compile(r"[^\W\d_]*[A-Za-zÀ-ɏ][^\W\d_]*")
 # Words without which nobody writes a sentence; names and terms alone are in no language.
 PROSE = re.compile(
     r"\b(?:the|an|is|are|was|of|and|to|in|on|for|it|i|you|we|he|they|this|that|with|not|do|le|la|les|des|du|et|est|un|une"
@@ -60,17 +60,20 @@ def is_arabic(asked: str, answered: str, least: float) -> bool:
     if arabic_words < 2:
         return False
     names = arabic_share(asked) >= least and not is_prose(answered)
-    return asks or len(LATIN.findall(asked)) >= MATERIAL or names
+    return asks or len(latin_words(asked)) >= MATERIAL or names
 
 
 def is_prose(text: str) -> bool:
     """Whether a text is in sentences of a language other than Arabic."""
-    latin, words = LATIN.findall(text), LETTERS.findall(text)
+    latin, words = latin_words(text), LETTERS.findall(text)
     others = len(words) - len(latin) - len(WORD.findall(text)) + len(foreign_words(text))
     return others > 0 or len(PROSE.findall(text)) > 0.05 * len(latin)
 
 
 def is_arabizi(text: str) -> bool:
-    words = LATIN.findall(text)
     found = ARABIZI.findall(text)
-    return len(found) > 1 and len(found) > 0.1 * len(words)
+    return len(found) > 1 and len(found) > 0.1 * len(latin_words(text))
+
+
+def latin_words(text: str) -> list[str]:
+    return [word for word in LETTERS.findall(text) if LATIN_LETTER.search(word)]

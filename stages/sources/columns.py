@@ -18,6 +18,7 @@ from stages.sources.layouts import (
     Row,
     answered,
     asks,
+    before_empty,
     chat,
     compared,
     conversational,
@@ -182,7 +183,8 @@ def led(row: Row, columns: Columns, messages: list[dict[str, str]]) -> list[dict
 
 def own_conversation(row: Row, columns: Columns) -> Row:
     (name,) = columns["messages"]
-    return conversation(led(row, columns, chat(cell(row, name), name)))
+    messages, left_out = before_empty(led(row, columns, chat(cell(row, name), name)))
+    return conversation(messages) | left_out
 
 
 def conversation(messages: list[dict[str, str]]) -> Row:

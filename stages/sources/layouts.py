@@ -74,7 +74,7 @@ SPEAKERS = {
         "system": "system developer نظام النظام",
         "user": "user human prompter مستخدم المستخدم إنسان",
         "assistant": "assistant gpt chatgpt chatbot bot ai model function_call مساعد المساعد بوت",
-        "tool": "tool function observation tool_response أداة",
+        "tool": "tool ipython function observation tool_response أداة",
     }.items()
     for name in names.split()
 }
@@ -156,6 +156,18 @@ def conversational(messages: list[dict[str, str]], name: str) -> list[dict[str, 
     return messages
 
 
+def before_empty(messages: list[dict[str, str]]) -> tuple[list[dict[str, str]], Row]:
+    """A conversation up to its first empty turn, where somebody was answered until there; what comes after it
+    is left out, and said.
+    """
+    empty = next((place for place, turn in enumerate(messages) if not turn["content"].strip()), None)
+    whole = messages[:empty]
+    answers = [place for place, turn in enumerate(whole) if turn["role"] == "assistant"]
+    if empty is None or not answers or not asks(whole[: answers[-1]]):
+        return messages, {}
+    return whole, {"detail": "turns from an empty one on are left out"}
+
+
 def last_answer(messages: list[dict[str, str]]) -> int:
     return max(place for place, message in enumerate(messages) if message["role"] == "assistant")
 
@@ -227,8 +239,8 @@ def content_of(turn: Row, name: str) -> str:
         content = "\n".join(part_of(part, name) for part in content)
     given = turn.get("tool_calls")
     calls = [called(call, name) for call in given] if isinstance(given, list) else []
-    if is_null(content) and (calls or speaker(turn, name) == "system"):
-        content = ""
+    if is_null(content) and any(key in turn for key in ("content", "value", "محتوى", "المحتوى")):
+        content = ""  # an empty turn, or one of calls alone
     text = as_text(content, name)
     if str(turn.get("from", turn.get("role"))).strip().lower() == "function_call":
         text = f"<tool_call>\n{text}\n</tool_call>"

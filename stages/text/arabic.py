@@ -57,7 +57,7 @@ def normalise(
     if digits == "western":
         text = SEPARATOR.sub(lambda match: "." if match.group() == "٫" else ",", _western(text))
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return re.sub(r"[^\S\n]+(?=\n|$)", "", _spaced(text)).strip()
+    return TRAILING.sub("", _spaced(text)).strip()
 
 
 def _composed(text: str) -> str:
@@ -107,6 +107,7 @@ IN_SCRIPT = re.compile(f"[{TASHKEEL}]+")
 
 UNUSUAL_BLANK = re.compile(r"[^\S\n\t ]")
 GAP = re.compile(r"(?:\t| (?=[\t ]))(?<=\S.)[\t ]*(?=\S)")
+TRAILING = re.compile(r"(?<![^\S\n])[^\S\n]+(?=\n|$)")
 FENCE = re.compile(r"\s*(?:```|~~~)")
 # Lines whose gaps mean something: indented as code is, of a table, or without any Arabic.
 STRUCTURE = re.compile(rf" {{4}}| *\t|\s*\||[^{SCRIPT}]*$")

@@ -12,7 +12,7 @@ ARABIC = "\u0621-\u063a\u0641-\u064a\u0671" + "پچژگڤڥڨڭݣڪ" + "".join(L
 
 OTHERS = f"(?![{ARABIC}])[{SCRIPT}]"  # of Urdu, Kurdish, Pashto, Uyghur …: ے ں ٹ ێ ښ ۇ
 OWN_LETTER = re.compile(f"[پچژگکی]|{OTHERS}")  # without any, a text is Arabic
-FOREIGN = re.compile(f"{OTHERS}|[پچژگ].*[یک]|[یک].*[پچژگ]")  # a word: who types گ for Arabic types no ک
+OTHER, LOAN, PERSIAN = re.compile(OTHERS), re.compile("[پچژگ]"), re.compile("[یک]")
 FREQUENT = set(
     "از را این است برای های که می شود کنید کنم دارد دارند نیست بود بودند باشد هستند خود چه یک نمی اور "
     "کی کا کہ یہ وہ تھا تھی ہوا".split()
@@ -28,9 +28,14 @@ def foreign_words(text: str) -> list[str]:
     if not OWN_LETTER.search(text):
         return []
     words = WORD.findall(text)
-    own = [word for word in words if FOREIGN.search(word)]
+    own = [word for word in words if has_foreign_letters(word)]
     count = len(own) + sum(word in FREQUENT for word in words)
     return words if count > 1 and count >= FOREIGN_SHARE * len(words) else own
+
+
+def has_foreign_letters(word: str) -> bool:
+    """Whether no keyboard writes Arabic so: who types گ for an Arabic word types no ک in it."""
+    return bool(OTHER.search(word) or (LOAN.search(word) and PERSIAN.search(word)))
 
 
 def is_foreign(text: str) -> bool:
@@ -41,7 +46,7 @@ def is_foreign(text: str) -> bool:
 # --- Arabic on other keyboards ------------------------------------------------------------------------------
 
 LOOKALIKE = re.compile(f"[{''.join(LOOKALIKES)}]")
-FINAL = re.compile(f"([{SCRIPT}{TASHKEEL}]*?)ی([{TASHKEEL}]*)(?![{SCRIPT}{TASHKEEL}])")
+FINAL = re.compile(f"ی[{TASHKEEL}]*$")
 # At the end of a word ی is ى or ي. What is written often tells; else it stays as it is.
 ALEF = set(
     "ال إل عل حت مت سو بل أخر اخر کبر صغر عظم وسط قصو أقص اقص أدن ادن أعل اعل أول اول مستشف مستو محتو "
@@ -67,15 +72,18 @@ def arabic_letters(text: str) -> str:
 
 def _on_arabic_keyboard(line: str) -> str:
     if "ی" in line:
-        line = FINAL.sub(_final, line)
-        line = re.sub(f"ی(?=[{TASHKEEL}]*[{SCRIPT}])", "ي", line)
+        line = WORD.sub(_with_arabic_ya, line)
     return line.replace("ک", "ك").replace("ھ", "ه").replace("ہ", "ه")
 
 
-def _final(match: re.Match) -> str:
-    stem, signs = match.groups()
+def _with_arabic_ya(match: re.Match) -> str:
+    word = match.group()
+    end = FINAL.search(word)
+    if not end:
+        return word.replace("ی", "ي")
+    stem = word[: end.start()]
     letter = _ya_or_alef(re.sub(f"[{TASHKEEL}]", "", stem), stem[-1:])
-    return stem + letter + signs
+    return stem.replace("ی", "ي") + letter + word[end.start() + 1 :]
 
 
 def _ya_or_alef(stem: str, last: str) -> str:
