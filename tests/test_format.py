@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from stages import base
 from stages import format as formatting
-from stages.gate import account, duplicates, leaks, quality
+from stages.gate import account, defects, duplicates, leaks, quality
 from stages.settings.reader import read
 from stages.sources import layouts
 from stages.text import shingles
@@ -342,6 +342,51 @@ def test_answers_are_compared_more_strictly_than_prompts(examine, one, other, sa
     found = examine("instructions", rows)
     assert found.prompts[0] == found.prompts[1]
     assert (found.exact[0] == found.exact[1]) == same
+
+
+def misread(text, encoding):
+    return "".join(bytes([byte]).decode(encoding, "ignore") or chr(byte) for byte in text.encode())
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        *(
+            (misread("مرحبا بكم، «نعم» – كيف؟", name), "مرحبا بكم، «نعم» – كيف؟")
+            for name in ("cp1256", "cp1252")
+        ),
+        ("قال: " + misread("السلام عليكم", "cp1256"), "قال: السلام عليكم"),
+        ("قال &quot;نعم&quot; &amp; &#1604;&#1575;", 'قال "نعم" & لا'),
+        *(
+            (text, text)
+            for text in ("في HTML تكتب &quot;", "`&amp;`", "س &lt; ص", "نفط، غاز", "عکس خوبی", "AT&T;")
+        ),
+    ],
+)
+def test_what_was_misread_is_repaired(raw, clean):
+    text, found = defects.repaired(raw)
+    assert (text, bool(found)) == (clean, raw != clean)
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("هذه إجابة طويلة لم تكتمل لأن...", ["cut_off"]),
+        ("كنموذج لغوي لا رأي لي", ["refusal"]),
+        ("I'm sorry, but that is not possible", ["refusal"]),
+        ("جمييييييل", ["stretched"]),
+        ("نص \ue001 و\ufffd", ["private_use", "replacement_character"]),
+        ("هذه إجابة طويلة تامة المعنى.", []),
+    ],
+)
+def test_defects_are_counted_and_dropped_where_asked(examine, answer, found):
+    row = layouts.instruction("ما قولك في هذا السؤال الطويل من الأسئلة؟", answer)
+    (kept,) = examine("instructions", [row]).rows.to_pylist()
+    assert (kept["reason"], kept["defects"]) == ("", found)
+    (lost,) = examine(
+        "instructions", [row], drop=["cut_off", "refusal", "stretched", "private_use"]
+    ).rows.to_pylist()
+    assert lost["reason"] == (found[0] if found else "")
 
 
 # --- duplicates ---------------------------------------------------------------------------------------------

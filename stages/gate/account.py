@@ -24,6 +24,7 @@ class Tally:
     arabic: Counter = field(default_factory=Counter)
     saved: Counter = field(default_factory=Counter)
     leaks: Counter = field(default_factory=Counter)
+    noted: Counter = field(default_factory=Counter)  # by (dataset, "repaired" or "defects", what)
     examples: dict[str, str] = field(default_factory=dict)  # the first row of each reason, in words
     repeated: list[dict] = field(default_factory=list)
     repeats: Counter = field(default_factory=Counter)  # by dataset, reason, and the dataset repeated
@@ -42,6 +43,9 @@ class Tally:
         self.tokens[dataset].append(kept["tokens"].to_numpy())
         self.arabic[dataset] += pc.sum(kept["arabic"], min_count=0).as_py()
         self.saved[dataset] += pc.sum(kept["saved"], min_count=0).as_py()
+        for column in ("repaired", "defects"):
+            names = pc.value_counts(pc.list_flatten(kept[column])).to_pylist()
+            self.noted.update({(dataset, column, pair["values"]): pair["counts"] for pair in names})
         self.leaks.update(leak for leak in rows["leak"].to_pylist() if leak)
 
 
@@ -81,7 +85,8 @@ def source_report(name: str, source: dict, tally: Tally) -> dict:
     return {
         "published": source["published"],
         **outcomes(own),
-        "repeats": repeats(name, tally),
+        "repeats": by_kind(name, tally.repeats),
+        **{"repaired": {}, "defects": {}, **by_kind(name, tally.noted)},
         "truncated_share": round(own["too_long"] / max(own.total(), 1), 4),
         "arabic_share": round(tally.arabic[name] / max(kept, 1), 4),
         "tokens_saved_share": round(tally.saved[name] / max(tokens["total"] + tally.saved[name], 1), 4),
@@ -89,12 +94,12 @@ def source_report(name: str, source: dict, tally: Tally) -> dict:
     }
 
 
-def repeats(name: str, tally: Tally) -> dict[str, dict[str, int]]:
-    """For each kind of duplicate, how many of a dataset's rows repeat rows of which dataset."""
+def by_kind(name: str, counts: Counter) -> dict[str, dict[str, int]]:
+    """The counts of one dataset, by kind: as how many of its rows repeat rows of which dataset."""
     found = defaultdict(dict)
-    for (dataset, reason, other), count in sorted(tally.repeats.items()):
+    for (dataset, kind, what), count in sorted(counts.items()):
         if dataset == name:
-            found[reason][other] = count
+            found[kind][what] = count
     return dict(found)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 from xxhash import xxh3_64_intdigest
 
-from stages.gate import duplicates, language
+from stages.gate import defects, duplicates, language
 from stages.gate.leaks import Guard, Index
 from stages.settings.params import Format, Prompt, Text
 from stages.text import arabic
@@ -59,8 +59,11 @@ def schema(role: str) -> pa.Schema:
     trained_ids = [(name, pa.list_(pa.int32())) for name in TOKENS[role]]
     account = [("tokens", pa.int32()), ("saved", pa.int32()), ("arabic", pa.float32())]
     verdict = [(name, pa.string()) for name in ("split", "dataset", "reason", "detail", "leak", "text")]
+    noted = [(name, pa.list_(pa.string())) for name in ("repaired", "defects")]
     compared = [("asked", pa.string()), ("said", pa.list_(pa.string()))]
-    return pa.schema([(name, pa.string()) for name in trained] + trained_ids + account + verdict + compared)
+    return pa.schema(
+        [(name, pa.string()) for name in trained] + trained_ids + account + verdict + noted + compared
+    )
 
 
 @dataclass
@@ -133,7 +136,8 @@ class Examiner:
         template, names = self.settings.template, ANSWERS[self.settings.role]
         there = [name for name in names if row[name]]  # a single vote has one answer
         given = [turn["content"] for turn in row["prompt"]] + [row[name][-1]["content"] for name in there]
-        contents = [self.normalise(content) for content in given]
+        mended, repairs = zip(*map(defects.repaired, given)) if given else ((), ())
+        contents = [self.normalise(content) for content in mended]
         turns = [{"role": turn["role"], "content": content} for turn, content in zip(row["prompt"], contents)]
         asked, answered = contents[: len(turns)], contents[len(turns) :]
         own = "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
@@ -153,6 +157,8 @@ class Examiner:
             "short_key": joined(0, keys) if duplicates.all_short(answer_words) else 0,
             "said": [dict(zip(there, answered)).get(name, "") for name in names],
             "led": sum(len(arabic.words(turn["content"])) for turn in turns if turn["role"] == "system"),
+            "repaired": sorted(set(chain.from_iterable(repairs))),
+            "defects": defects.defects(contents, answered[0]) if answered else [],
             "asked": own, "arabic": language.share(own, "".join(answered[:1])),
             "reason": "", "detail": "",
         }  # fmt: skip
@@ -177,7 +183,7 @@ class Examiner:
             return "chosen_is_rejected"
         if contents[-len(answers) - 1] in answers:
             return "answer_is_prompt"
-        return ""
+        return next((name for name in row["defects"] if name in gate.drop), "")
 
     def is_foreign(self, row: dict) -> bool:
         least = self.settings.format.min_arabic

@@ -215,6 +215,10 @@ class Prompt(Section):
     max_length: Annotated[int, Field(ge=16, le=1_048_576)]
 
 
+# What is wrong with rows that are kept all the same: stages/gate/defects.py.
+DEFECTS = ("html_entities", "private_use", "replacement_character", "stretched", "cut_off", "refusal")
+
+
 class Format(Section):
     """The quality gate of stages/gate/quality.py."""
 
@@ -224,6 +228,7 @@ class Format(Section):
     near_duplicates: Annotated[float, Field(ge=0.5, le=1)]
     leaks: Literal["drop", "flag"]
     leak_overlap: Annotated[float, Field(gt=0, le=1)]
+    drop: list[Literal[DEFECTS]]
     max_dropped: Annotated[float, Field(ge=0, le=1)]
 
 
