@@ -19,9 +19,10 @@ from stages.settings.errors import Problem
 from stages.settings.files import read_json, write_json
 from stages.settings.reader import read
 from stages.text.prompts import TEMPLATES
+from tests.conftest import Workspace
 from tools.chat import __main__ as command
 from tools.chat import bidi, terminal
-from tools.chat.models import Models, Reply, chosen
+from tools.chat.models import GREEDY, Models, Reply, Sampling, chosen
 
 QUESTIONS = ["ما جمع معلم مثابر؟", "اكتب العدد 12 بالحروف."]
 
@@ -40,11 +41,16 @@ def trained(workspace, tmp_path_factory):
     folder = copied.path / "models"
     shutil.copytree(folder / "sft", folder / "dpo")
     weights = load_file(folder / "dpo/adapter_model.safetensors")
-    save_file({name: -value for name, value in weights.items()}, folder / "dpo/adapter_model.safetensors")
+    save_file(opposite(weights), folder / "dpo/adapter_model.safetensors")
     shutil.copytree(folder / "nano", folder / "refine-ipo")
     shutil.copy(folder / "sft/provenance.json", folder / "refine-ipo/provenance.json")
     with chdir(copied.path):
         yield copied
+
+
+def opposite(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of an adapter that adds B·A, one that takes a little of it away."""
+    return {name: -value / 20 if "lora_B" in name else value for name, value in weights.items()}
 
 
 @pytest.fixture(scope="module")
@@ -133,16 +139,12 @@ def test_the_system_turn_of_params_is_used_where_none_is_given(models, monkeypat
     assert models.conversation(ask("كم؟"))[0]["content"] == "أجب بإيجاز." and models.conversation(own) == own
 
 
-def scripted(models: Models, tokens: Iterator[int]) -> Reply:
+def scripted(models: Models, tokens: Iterator[int], sampling: Sampling = GREEDY) -> Reply:
     """The reply of a model that generates these tokens."""
-    step = lambda *_: (next(tokens), None)  # noqa: E731
-    return Reply(
-        SimpleNamespace(context=500, stops=models.stops, tokenizer=models.tokenizer, step=step),
-        "sft",
-        [1],
-        0.0,
-        0,
-    )
+    size = len(models.tokenizer)
+    step = lambda *_: (torch.nn.functional.one_hot(torch.tensor([next(tokens)]), size), None)  # noqa: E731
+    script = SimpleNamespace(context=500, stops=models.stops, tokenizer=models.tokenizer, step=step)
+    return Reply(script, "sft", [1], sampling, 0)
 
 
 @pytest.mark.parametrize("text", ["مرحبًا 👩🏽‍🚀، ٪١٢ — 𝔄é", "字﷽\n\tكلمة"])
@@ -164,9 +166,11 @@ def test_bytes_that_never_become_a_character_are_left_out(models):
 
 def test_temperature_goes_from_the_best_token_to_all_but_the_tail():
     logits = torch.log(torch.tensor([[0.6, 0.38, 0.02]]))
-    assert chosen(logits, 0.0) == chosen(logits, 1e-30) == 0
+    assert chosen(logits, Sampling(0.0)) == chosen(logits, Sampling(1e-30)) == 0
     torch.manual_seed(1)
-    assert {chosen(logits, 1.0) for _ in range(100)} == {0, 1}
+    assert {chosen(logits, Sampling(1.0)) for _ in range(100)} == {0, 1}
+    assert {chosen(logits, Sampling(1.0, top_p=1.0)) for _ in range(300)} == {0, 1, 2}
+    assert {chosen(logits, Sampling(1.0, top_p=0.5)) for _ in range(100)} == {0}
 
 
 def test_checkpoint_of_another_template_is_left_out(trained, tmp_path, monkeypatch):
@@ -179,6 +183,36 @@ def test_checkpoint_of_another_template_is_left_out(trained, tmp_path, monkeypat
         Problem, match=r"models/sft was trained with the chatml template .* prompt.template: arabic"
     ):
         models.known("sft")
+
+
+def test_checkpoints_of_experiments_answer_beside_those_of_the_workspace(workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    project = Workspace.standing(tmp_path)
+    shutil.copy(workspace.path / "params.yaml", tmp_path)
+    for name, folder in {"nano": "nano", "sft": "sft", "dpo": "sft"}.items():
+        shutil.copytree(workspace.path / "models" / folder, tmp_path / "models" / name)
+    shutil.copy(workspace.path / "models/base.json", "models")
+    provenance = read_json(Path("models/sft/provenance.json"))
+    write_json(Path("models/dpo/provenance.json"), provenance | {"method": "kto"})
+    for line in ("git init -q", "git config user.email t@x", "git config user.name t", "dvc init -q"):
+        project.run(*line.split())
+    project.run("dvc", "add", "-q", "models/sft", "models/dpo")
+    project.commit("an experiment")
+    weights = load_file("models/dpo/adapter_model.safetensors")
+    save_file(opposite(weights), "models/dpo/adapter_model.safetensors")
+    write_json(Path("models/dpo/provenance.json"), provenance | {"method": "ipo"})
+    models = Models(read(), experiments=["HEAD"])
+    assert models.names == ["base", "sft", "ipo", "HEAD/sft", "HEAD/kto"]
+    assert models.known("dpo") == "ipo" and models.known("HEAD/dpo") == "HEAD/kto"
+    answers = {name: "".join(models.reply(name, ask(QUESTIONS[0]))) for name in models.names}
+    assert answers["HEAD/kto"] == answers["HEAD/sft"] == answers["sft"] != answers["ipo"]
+    write_json(Path("models/sft/provenance.json"), provenance | {"base": provenance["base"] | {"model": "x"}})
+    project.run("dvc", "add", "-q", "models/sft")
+    project.commit("of another base")
+    refused = Models(read(), experiments=["HEAD"]).refused
+    assert refused["HEAD/sft"] == "HEAD/sft: it was trained on another base (x, none) than this one"
+    with pytest.raises(Problem, match="nowhere is no revision of git and no experiment"):
+        Models(read(), experiments=["nowhere"])
 
 
 def test_without_a_base_the_cure_is_named(trained, tmp_path, monkeypatch):
@@ -308,7 +342,7 @@ def test_interrupt_stops_the_answer_and_keeps_what_was_said(capsys):
                 if self.text.endswith("اثنان "):
                     signal.raise_signal(signal.SIGINT)
 
-    models = SimpleNamespace(reply=lambda *_: Interrupted(None, "sft", [], 0.0, 0))
+    models = SimpleNamespace(reply=lambda *_: Interrupted(None, "sft", [], GREEDY, 0))
     chat = terminal.Chat(models, "sft", 0.0)
     chat.answer("عد", "none")
     assert capsys.readouterr().out == "واحد اثنان \n"

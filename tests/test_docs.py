@@ -37,6 +37,7 @@ NOT_RUN = {
     "dvc queue": "of workers that were not started: test_scaling.py",
     "python -m tools.harness": "asks a published benchmark: test_protocols.py",
     "python -m tools.chat --web": "serves until it is stopped: test_web.py",
+    "python -m tools.serve": "the same: test_serve.py",
     "python -m tools.export models/dpo --push": "uploads: test_export.py",
     "dvc remote": "of a bucket that is not there: test_remotes.py",
     "git add .dvc/config": "of that bucket: test_remotes.py",

@@ -6,6 +6,8 @@ python -m tools.compare [REV_A [REV_B]] --against sft [--checkpoint dpo]
     another checkpoint as A
 python -m tools.compare --tournament [REV ...] [--checkpoint dpo] [--markdown]
     all experiments of HEAD by default
+python -m tools.compare --votes [--markdown]
+    what people said in the arena of the chat page, by pair of checkpoints
 
 REV is a git revision, the name of an experiment, or `workspace`. The predictions come from the DVC cache, or
 from the remote where the cache has none. Only questions that all sides answered count, in their published
@@ -31,6 +33,7 @@ from ruamel.yaml import YAML
 from stages.evaluation import statistics
 from stages.settings.errors import Problem, one_line_errors
 from stages.settings.stage import quiet
+from tools import revisions, votes
 from tools.plan import aligned, markdown
 
 WORKSPACE = "workspace"
@@ -53,16 +56,30 @@ def main(arguments: list[str]) -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--against", metavar="CHECKPOINT", help="the checkpoint of A, where it is another")
     kind.add_argument("--tournament", action="store_true")
+    kind.add_argument("--votes", action="store_true", help="of people, in the arena of the chat page")
     parser.add_argument("--by", choices=GROUPS, help="the parts of the benchmarks that differ most")
     asked = parser.parse_args(arguments)
     if asked.tournament and asked.by:
         parser.error("--by goes with two sides, not with --tournament")
+    if asked.votes:
+        if asked.revisions or asked.by:
+            parser.error("--votes stands alone, or with --markdown")
+        with one_line_errors():
+            print("\n\n".join(voted(asked.markdown)))
+        return
     too_few = not asked.revisions and not asked.against
     if not asked.tournament and (too_few or len(asked.revisions) > 2):
         parser.error("name one revision or two; none with --against alone; any number with --tournament")
     with one_line_errors():
         parts = tournament(asked.revisions, asked.checkpoint) if asked.tournament else duel(asked)
         print("\n\n".join(part if isinstance(part, str) else shown(part, asked.markdown) for part in parts))
+
+
+def voted(as_markdown: bool) -> Iterator[str]:
+    if len(table := votes.table()) == 1:
+        raise Problem(f"{votes.VOTES} holds no votes: vote in `python -m tools.chat --web` first")
+    yield "checkpoints by name and the first digits of their weights' hash; a tie is half of a win"
+    yield shown(table, as_markdown)
 
 
 # --- two sides ----------------------------------------------------------------------------------------------
@@ -371,30 +388,10 @@ def content(revision: str, path: Path) -> bytes:
         if not path.exists():
             raise Problem(f"{path} does not exist: `dvc repro` makes it, `dvc pull` gets what was pushed")
         return path.read_bytes()
-    from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
-    from dvc.scm import RevError
-
-    try:
-        files = DVCFileSystem(repo=".", rev=revision)
+    with revisions.files_of(revision, path.as_posix()) as files:
         if not files.exists(path.as_posix()):
             raise Problem(f"{revision} has no {path}; {made(files, path)}")
         return files.read_bytes(path.as_posix())
-    except RevError:
-        raise Problem(
-            f"{revision} is no revision of git and no experiment: `git log --oneline` and `dvc exp list "
-            "-A` name them"
-        ) from None
-    except FileNotFoundError:
-        cure = (
-            "another machine made them. Start from your own (`dvc repro`, then `git add -A && git commit`), "
-            f"or `dvc push` there (an experiment: `dvc exp push origin {revision}`)"
-        )
-        raise Problem(
-            f"the bytes of {path} of {revision} are neither in DVC's cache nor on its remote: {cure}"
-        ) from None
-    except (DvcException, OSError) as error:  # such as no network
-        raise Problem(f"{path} of {revision}: {' '.join(str(error).split())}") from None
 
 
 def made(files: "DVCFileSystem", path: Path) -> str:  # noqa: F821

@@ -1,9 +1,9 @@
 """Talk with what was trained, in the terminal or in the browser.
 
-python -m tools.chat [CHECKPOINT]        base, sft, dpo or refine-<method>; by default the last of them there
-                                         is
+python -m tools.chat [CHECKPOINT]        base, sft, the preference method (dpo, kto, …) or refine-<method>; by
+                                         default the last of them there is
 python -m tools.chat --web               a page on http://127.0.0.1:8000, with a blind comparison of two
-                                         checkpoints
+                                         checkpoints; it is what `python -m tools.serve` serves
 """
 
 import argparse
@@ -20,22 +20,14 @@ def main(arguments: list[str]) -> None:
         "python -m tools.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", nargs="?")
-    parser.add_argument(
-        "--temperature", default="0", help="0: always the most probable token; above, up to 2: sampled"
-    )
-    parser.add_argument(
-        "--context", type=int, help="tokens of a conversation and its answer; prompt.max_length by default"
-    )
+    add_answering(parser)
     parser.add_argument(
         "--bidi",
         choices=("isolate", "shape", "none"),
         help="how to show right-to-left text; see docs/chat.md",
     )
     parser.add_argument("--web", action="store_true", help="serve a page instead")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="of --web: who can reach this address can use the model"
-    )
-    parser.add_argument("--port", type=int, default=8000, help="of --web; 0: any that is free")
+    add_serving(parser.add_argument_group("with --web"))
     asked = parser.parse_args(arguments)
     quiet()
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -46,16 +38,58 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(130) from None
 
 
+def add_answering(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--temperature", default="0", help="0: always the most probable token; above, up to 2: sampled"
+    )
+    parser.add_argument(
+        "--context", type=int, help="tokens of a conversation and its answer; prompt.max_length by default"
+    )
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="EXP",
+        help="experiments or revisions, whose checkpoints are there, too: EXP/dpo, EXP/kto, …",
+    )
+
+
+def add_serving(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="who can reach this address can use the model: see --api-key"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    parser.add_argument(
+        "--api-key",
+        metavar="KEY",
+        default=os.environ.get("SERVE_API_KEY", ""),
+        help="answer only to those who have it; SERVE_API_KEY by default, which no list of processes shows",
+    )
+    parser.add_argument("--queue", type=int, default=16, help="questions that may wait for their turn")
+
+
 def start(asked: argparse.Namespace) -> None:
+    from tools import serve
+    from tools.chat import terminal
+
+    if asked.web:
+        serve.checkpoints(asked)
+        return
+    temperature = terminal.temperature(asked.temperature)
+    models = loaded(asked)
+    name = models.known(asked.checkpoint or models.names[-1])
+    terminal.run(models, name, temperature, asked.bidi)
+
+
+def loaded(asked: argparse.Namespace) -> "Models":  # noqa: F821
+    """The base and all checkpoints; what cannot be used is said."""
     params = read()
-    from tools.chat import terminal, web
+    from tools.chat import terminal
     from tools.chat.models import Models
 
-    temperature = terminal.temperature(asked.temperature)
-    listening = web.listen(asked.host, asked.port) if asked.web else None  # before minutes of loading
     if sys.stderr.isatty():
         terminal.note(f"loading {params.model} …")
-    models = Models(params, asked.context)
+    models = Models(params, asked.context, asked.against)
     for reason in models.refused.values():
         terminal.note(f"left out: {reason}")
     if models.names == ["base"]:
@@ -63,11 +97,7 @@ def start(asked: argparse.Namespace) -> None:
             "no checkpoint is trained yet, so this is the base model, which continues texts rather than "
             "answers: run `dvc repro`"
         )
-    name = models.known(asked.checkpoint or models.names[-1])
-    if asked.web:
-        web.serve(models, name, temperature, asked.host, listening)
-    else:
-        terminal.run(models, name, temperature, asked.bidi)
+    return models
 
 
 if __name__ == "__main__":

@@ -10,17 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
 
 from filelock import FileLock
-from starlette.exceptions import HTTPException
 
 from stages.settings import files
-from stages.settings.errors import Problem
 from stages.text.prompts import Message
-from tools.chat.models import Models, Reply
+from tools.chat.endpoint import Answering
+from tools.chat.models import Models, Refusal, Reply, Sampling
+from tools.votes import VOTES
 
-VOTES = Path("data/feedback/preferences.jsonl")
 KEPT = 256  # battles in memory, the latest
 SIDES = ("first", "second")
 TURN = 8  # tokens of each answer at a time: to switch adapters takes as long as a token or two
@@ -35,12 +33,12 @@ class Duel:
     voted: bool = False
 
     @classmethod
-    def of(cls, models: Models, names: list[str], messages: list[Message], temperature: float) -> "Duel":
+    def of(cls, models: Models, names: list[str], messages: list[Message], sampling: Sampling) -> "Duel":
         if names[0] == names[1]:
-            raise Problem("a comparison needs two different checkpoints")
+            raise Refusal("a comparison needs two different checkpoints", "same_checkpoint")
         shuffled = secrets.SystemRandom().sample(names, 2)
         prompt = models.conversation(messages)
-        return cls(prompt, tuple(models.reply(name, messages, temperature) for name in shuffled))
+        return cls(prompt, tuple(models.reply(name, messages, sampling) for name in shuffled))
 
     @property
     def names(self) -> dict[str, str]:
@@ -54,18 +52,23 @@ class Arena:
         self.battles: dict[str, Duel] = {}
 
     def events(self, duel: Duel) -> Iterator[dict]:
-        """Both answers in step, so that neither's pace tells whose it is; then the battle's id.
+        """Both answers in step, as the two choices of a completion, so that neither's pace tells whose it is;
+        then the battle's id.
 
         Where there is nothing to choose between, the names at once and no id.
         """
+        answering = Answering("arena")
         running = [iter(reply) for reply in duel.replies]
         while any(turn := ["".join(islice(pieces, TURN)) for pieces in running]):
-            yield {side: text for side, text in zip(SIDES, turn) if text}
+            for index, text in enumerate(turn):
+                if text:
+                    yield answering.chunk({"content": text}, index)
         first, second = (reply.text.strip() for reply in duel.replies)
         if first == second or not (first and second):
-            yield {"undecidable": "equal" if first == second else "empty", "names": duel.names}
+            why = "equal" if first == second else "empty"
+            yield answering.object("battle", [], undecidable=why, names=duel.names)
             return
-        yield {"battle": self.add(duel)}
+        yield answering.object("battle", [], battle=self.add(duel))
 
     def add(self, duel: Duel) -> str:
         name = uuid.uuid4().hex
@@ -78,17 +81,21 @@ class Arena:
         """Store a vote, and tell the names of the checkpoints."""
         duel = self.battles.get(battle)
         if duel is None:
-            raise HTTPException(
-                404, "this comparison is not known: it is too old, or the server was started anew since"
+            raise Refusal(
+                "this comparison is not known: it is too old, or the server was started anew since",
+                "unknown_battle",
+                404,
             )
         if duel.voted:
-            raise HTTPException(409, "this comparison has its vote already")
+            raise Refusal("this comparison has its vote already", "voted_already", 409)
         duel.voted = True
         try:
             append(record(battle, duel, vote))
         except OSError as error:
             duel.voted = False
-            raise HTTPException(500, f"the vote could not be written to {VOTES}: {error.strerror}") from None
+            raise Refusal(
+                f"the vote could not be written to {VOTES}: {error.strerror}", "vote_not_written", 500
+            ) from None
         return duel.names
 
 
@@ -107,7 +114,7 @@ def record(battle: str, duel: Duel, vote: str) -> dict:
         "prompt": duel.prompt,
         "answers": answers,
         "vote": vote,
-        "temperature": duel.replies[0].temperature,
+        "temperature": duel.replies[0].sampling.temperature,
     }
 
 

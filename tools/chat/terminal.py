@@ -13,7 +13,7 @@ from threading import Event
 from stages.settings.errors import Problem
 from stages.text.prompts import Message
 from tools.chat import bidi
-from tools.chat.models import Models
+from tools.chat.models import Models, Sampling
 
 HELP = """\
 {names:<20} answer with this checkpoint from now on
@@ -49,7 +49,7 @@ class Chat:
             case "temperature":
                 self.temperature = temperature(value)
                 return f"temperature {self.temperature:g}"
-        if name not in [*self.models.names, *self.models.refused]:
+        if name not in [*self.models.names, *self.models.refused, *self.models.aliases]:
             raise Problem(f"there is no /{name}: see /help")
         self.name = self.models.known(name)
         return f"{self.name} answers"
@@ -59,7 +59,7 @@ class Chat:
         it went.
         """
         asked = [*self.messages, {"role": "user", "content": line}]
-        reply = self.models.reply(self.name, system_turn(self.system) + asked, self.temperature)
+        reply = self.models.reply(self.name, system_turn(self.system) + asked, Sampling(self.temperature))
         if reply.forgotten:
             note(
                 f"the oldest {reply.forgotten} of {len(asked) // 2 + 1} turns no longer fit into the context"

@@ -1,45 +1,54 @@
-"""The page and its server: chat, and blind comparison of two checkpoints. On this machine alone unless --host
-says otherwise.
+"""The server: OpenAI's endpoint, the chat page that asks it, and the arena's votes. On this machine alone
+unless --host says otherwise.
 """
 
-import asyncio
 import ipaddress
-import json
+import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import uvicorn
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stages.settings.errors import Problem
+from tools import votes
 from tools.chat.arena import Arena, Duel
-from tools.chat.models import Models, Reply
+from tools.chat.endpoint import Body, Question, Service, Stream, parsed, refused
+from tools.chat.models import Refusal
+from tools.chat.samples import samples
 
-FILES = {
-    "page.html": "text/html",
-    "page.css": "text/css",
-    "page.js": "text/javascript",
-    "icon.svg": "image/svg+xml",
+PAGE = Path(__file__).parent / "page"
+KINDS = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".mjs": "text/javascript",
+    ".svg": "image/svg+xml",
 }
-LARGEST = 1_000_000  # bytes of a request
+# Path → file, of all that the page is made of.
+FILES = {"/": "page.html"} | {
+    f"/{path.relative_to(PAGE).as_posix()}": path.relative_to(PAGE).as_posix()
+    for path in sorted(PAGE.rglob("*"))
+    if path.suffix in KINDS and path.name != "page.html"
+}
 HEADERS = {
     # Nothing but this server's own files, no inline code, in no other page's frame; and no text is ever read
-    # as HTML.
+    # as HTML but by DOMPurify.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src "
     "'self'; img-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
+    "trusted-types dompurify",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -47,42 +56,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-# --- what a request may say ---------------------------------------------------------------------------------
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Turn(Body):
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class Question(Body):
-    """A conversation that ends with the turn to be answered."""
-
-    messages: Annotated[list[Turn], Field(min_length=1)]
-    temperature: Annotated[float, Field(ge=0, le=2)]
-
-    @model_validator(mode="after")
-    def turns_alternate(self) -> "Question":
-        roles = [turn.role for turn in self.messages]
-        turns = roles[roles[0] == "system" :]
-        if turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
-            raise ValueError(
-                "messages must be turns of user and assistant, the last of the user, after at most one of "
-                "system"
-            )
-        return self
-
-    @property
-    def plain(self) -> list[dict[str, str]]:
-        return [turn.model_dump() for turn in self.messages]
-
-
-class ChatBody(Question):
-    checkpoint: str
+# --- the page's own routes ----------------------------------------------------------------------------------
 
 
 class BattleBody(Question):
@@ -94,88 +68,49 @@ class VoteBody(Body):
     vote: Literal["first", "second", "tie", "both_bad"]
 
 
-async def parsed(request: Request, kind: type[Body]) -> Body:
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HTTPException(415, "the body must be application/json")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LARGEST:
-            raise HTTPException(413, f"a request may have {LARGEST:,} bytes")
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise HTTPException(400, f"{where}: {first['msg']}" if where else first["msg"]) from None
+class Page:
+    """What the page needs beside the endpoint."""
 
+    def __init__(self, service: Service, named: bool):
+        self.service, self.models, self.named = service, service.models, named
+        self.arena, self.started = Arena(), secrets.token_hex(8)
 
-# --- answering ----------------------------------------------------------------------------------------------
-
-
-class Service:
-    """What the routes share. One answer or battle at a time; the models and the arena are used by one
-    thread.
-    """
-
-    def __init__(self, models: Models, name: str, temperature: float):
-        self.models, self.name, self.temperature = models, name, temperature
-        self.arena = Arena()
-        self.busy, self.worker = asyncio.Lock(), ThreadPoolExecutor(1)
+    @property
+    def routes(self) -> list[Route]:
+        return [
+            Route("/api/state", self.state, methods=["GET"]),
+            Route("/api/battles", self.battle, methods=["POST"]),
+            Route("/api/votes", self.vote, methods=["POST"]),
+            Route("/api/results", self.results, methods=["GET"]),
+        ]
 
     async def state(self, _: Request) -> Response:
-        chosen = {"checkpoints": self.models.names, "checkpoint": self.name, "rivals": self.models.names[-2:]}
-        return JSONResponse(chosen | {"temperature": self.temperature, "system": self.models.system})
-
-    async def chat(self, request: Request) -> Response:
-        asked = await parsed(request, ChatBody)
-        return await self.streamed(
-            lambda: self.models.reply(asked.checkpoint, asked.plain, asked.temperature), chat_events
-        )
+        service, names = self.service, self.models.names
+        chosen = {"checkpoints": names, "checkpoint": service.name, "named": self.named}
+        chosen |= {"started": self.started, "rivals": rivals(names), "temperature": service.temperature}
+        about = {"model": self.models.title, "system": self.models.system, "context": self.models.context}
+        return JSONResponse(chosen | about | {"samples": samples(service.name, self.models.template)})
 
     async def battle(self, request: Request) -> Response:
         asked = await parsed(request, BattleBody)
-        return await self.streamed(
-            lambda: Duel.of(self.models, asked.checkpoints, asked.plain, asked.temperature), self.arena.events
-        )
+        sampling = asked.sampling(self.service.temperature)
+        with ExitStack() as stack:
+            stack.enter_context(self.service.place())
+            duel = await self.service.worked(Duel.of, self.models, asked.checkpoints, asked.plain, sampling)
+            return Stream(self.service.one_by_one(self.arena.events(duel)), stack.pop_all())
 
     async def vote(self, request: Request) -> Response:
         asked = await parsed(request, VoteBody)
-        return JSONResponse(await self.worked(self.arena.vote, asked.battle, asked.vote))
+        return JSONResponse(await self.service.worked(self.arena.vote, asked.battle, asked.vote))
 
-    async def streamed(self, begin: Callable, events: Callable) -> Response:
-        """JSON lines. What is wrong with the question is a 400 before any of them; what goes wrong later is
-        the last one.
-        """
-        return JsonLines(self.one_by_one(events(await self.worked(begin))), media_type="application/x-ndjson")
-
-    async def one_by_one(self, events: Iterator[dict]) -> AsyncIterator[str]:
-        """Each event as soon as it is there; none is computed any more when the reader has gone."""
-        async with self.busy:
-            try:
-                while (event := await self.worked(next, events, None)) is not None:
-                    yield json.dumps(event, ensure_ascii=False) + "\n"
-            except Problem as problem:
-                yield json.dumps({"error": str(problem)}, ensure_ascii=False) + "\n"
-            finally:
-                self.worker.submit(events.close)  # after the step it may be at
-
-    def worked(self, function: Callable, *arguments) -> asyncio.Future:
-        return asyncio.get_running_loop().run_in_executor(self.worker, function, *arguments)
+    async def results(self, _: Request) -> Response:
+        return JSONResponse({"results": [result.row for result in votes.results()]})
 
 
-def chat_events(reply: Reply) -> Iterator[dict]:
-    for piece in reply:
-        yield {"piece": piece}
-    yield {"stopped": reply.stopped, "forgotten": reply.forgotten}
-
-
-class JsonLines(StreamingResponse):
-    async def stream_response(self, send: Send) -> None:
-        async with aclosing(
-            self.body_iterator
-        ):  # at once where the client goes away, and not when it is garbage
-            await super().stream_response(send)
+def rivals(names: list[str]) -> list[str]:
+    """What is compared unless another is chosen: the last checkpoints of two runs, else the last two."""
+    own = [name for name in names if "/" not in name]
+    return [own[-1], names[-1]] if len(own) < len(names) else names[-2:]
 
 
 # --- who may ask --------------------------------------------------------------------------------------------
@@ -183,11 +118,11 @@ class JsonLines(StreamingResponse):
 
 class Guard:
     """Answers only requests to this server by its own name and, for those that do something, from its own
-    page.
+    page or from a program; where there is a key, only who has it, who may call the server by any name.
     """
 
-    def __init__(self, app: ASGIApp, host: str):
-        self.app, self.host = app, host
+    def __init__(self, app: ASGIApp, host: str, key: str = ""):
+        self.app, self.host, self.key = app, host, key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
@@ -203,16 +138,21 @@ class Guard:
 
     def refusal(self, request: Request) -> Response | None:
         asked, origin = request.headers.get("host", ""), request.headers.get("origin")
-        if not self.is_ours(asked):
-            return JSONResponse(
-                {"error": "this server does not go by that name"}, 421
-            )  # a name that leads here by DNS rebinding
+        trusted = bool(self.key) and self.has_key(request)
+        if not trusted and not self.is_ours(asked):  # a name that leads here by DNS rebinding
+            return refusal("this server does not go by that name", "unknown_host", 421)
         foreign = origin is not None and origin.partition("://")[2] != asked
         if request.method == "POST" and (
             foreign or request.headers.get("sec-fetch-site", "same-origin") != "same-origin"
         ):
-            return JSONResponse({"error": "only this server's own page may ask"}, 403)
+            return refusal("only this server's own page may ask", "foreign_page", 403)
+        if self.key and not trusted and request.url.path.startswith(("/v1/", "/api/")):
+            return refusal("a key is needed: Authorization: Bearer KEY", "invalid_api_key", 401)
         return None
+
+    def has_key(self, request: Request) -> bool:
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        return kind.lower() == "bearer" and secrets.compare_digest(given.encode(), self.key.encode())
 
     def is_ours(self, asked: str) -> bool:
         """The address bound, or this machine's own names for itself; any address, but no name, where all are
@@ -227,6 +167,10 @@ class Guard:
         )
 
 
+def refusal(message: str, code: str, status: int) -> Response:
+    return JSONResponse(refused(Refusal(message, code, status)), status)
+
+
 def is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
@@ -238,32 +182,24 @@ def is_address(name: str) -> bool:
 # --- the application ----------------------------------------------------------------------------------------
 
 
-def application(models: Models, name: str, temperature: float, host: str) -> Starlette:
-    service = Service(models, name, temperature)
+def application(service: Service, host: str, key: str = "", named: bool = False) -> Starlette:
+    """`named`: whether the command line chose the checkpoint, which then goes before what a browser
+    remembers.
+    """
     return Starlette(
-        routes=[
-            *(
-                Route("/" if name == "page.html" else f"/{name}", file(name), methods=["GET"])
-                for name in FILES
-            ),
-            Route("/api/state", service.state, methods=["GET"]),
-            Route("/api/chat", service.chat, methods=["POST"]),
-            Route("/api/battles", service.battle, methods=["POST"]),
-            Route("/api/votes", service.vote, methods=["POST"]),
-        ],
-        middleware=[Middleware(Guard, host=host)],
+        routes=[*(Route(path, file(name), methods=["GET"]) for path, name in FILES.items()),
+                *service.routes, *Page(service, named).routes],
+        middleware=[Middleware(Guard, host=host, key=key)],
         exception_handlers={
-            Problem: lambda _, problem: JSONResponse({"error": str(problem)}, 400),
-            HTTPException: lambda _, error: JSONResponse(
-                {"error": error.detail}, error.status_code, error.headers
-            ),
+            Problem: lambda _, problem: JSONResponse(refused(problem), getattr(problem, "status", 400)),
+            HTTPException: lambda _, error: refusal(error.detail, "http", error.status_code),
         },
-    )
+    )  # fmt: skip
 
 
-def file(name: str):
+def file(name: str) -> Callable:
     async def answer(_: Request) -> Response:
-        return FileResponse(Path(__file__).parent / name, media_type=FILES[name])
+        return FileResponse(PAGE / name, media_type=KINDS[Path(name).suffix])
 
     return answer
 
@@ -275,10 +211,10 @@ def listen(host: str, port: int) -> socket.socket:
         raise Problem(f"cannot listen on --host {host} --port {port}: {error}; give another") from None
 
 
-def server(models: Models, name: str, temperature: float, host: str) -> uvicorn.Server:
+def server(app: Starlette) -> uvicorn.Server:
     """Logs nothing of what is asked or answered."""
     config = uvicorn.Config(
-        application(models, name, temperature, host),
+        app,
         access_log=False,
         log_level="error",
         lifespan="off",
@@ -289,9 +225,12 @@ def server(models: Models, name: str, temperature: float, host: str) -> uvicorn.
     return uvicorn.Server(config)
 
 
-def serve(models: Models, name: str, temperature: float, host: str, listening: socket.socket) -> None:
+def serve(app: Starlette, listening: socket.socket) -> None:
     """Until Ctrl-C."""
-    place = f"[{host}]" if ":" in host else host
-    print(f"http://{place}:{listening.getsockname()[1]}/  (Ctrl-C ends it)", flush=True)
     with suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
-        server(models, name, temperature, host).run(sockets=[listening])
+        server(app).run(sockets=[listening])
+
+
+def address(listening: socket.socket, host: str) -> str:
+    place = f"[{host}]" if ":" in host else host
+    return f"http://{place}:{listening.getsockname()[1]}"

@@ -1,0 +1,46 @@
+"""Questions that the loaded checkpoint can answer, for a page that is opened for the first time."""
+
+from itertools import islice
+from pathlib import Path
+
+from pyarrow import parquet
+
+from stages.text.prompts import Template
+from tools.judged import PREDICTIONS, plain
+
+HELD_OUT = Path("data/formatted/instructions/validation.parquet")
+LONGEST = 80  # characters: what fits on a button
+SHOWN = 3
+
+
+def samples(checkpoint: str, template: Template) -> list[str]:
+    """Three short held-out questions: what this checkpoint answered word for word as its reference says;
+    of the data that it was trained on where it is not evaluated yet.
+    """
+    known = right(file(checkpoint)) or prompts(HELD_OUT)
+    asked = (plain(one, template) for one in known if one.count(template.user) == 1)
+    short = (one for one in dict.fromkeys(asked) if "\n" not in one and len(one) <= LONGEST)
+    by_kind = {one.split()[0]: one for one in short}  # not three of one kind
+    return list(islice(by_kind.values(), SHOWN))
+
+
+def file(checkpoint: str) -> Path:
+    """Of its predictions; that of preference training is dpo's, whatever the method."""
+    own = PREDICTIONS / f"{checkpoint}.parquet"
+    known = checkpoint in ("base", "sft") or checkpoint.startswith("refine-")
+    return own if known else PREDICTIONS / "dpo.parquet"
+
+
+def right(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    table = parquet.read_table(path, columns=["benchmark", "question", "reference", "answer"])
+    return [
+        row["question"]
+        for row in table.to_pylist()
+        if row["benchmark"] == "held-out" and row["answer"] and row["answer"].strip() == row["reference"]
+    ]
+
+
+def prompts(path: Path) -> list[str]:
+    return parquet.read_table(path, columns=["prompt"])["prompt"].to_pylist() if path.exists() else []
