@@ -1,6 +1,5 @@
 """The page and its server: who may ask, blind votes, and the page in a real browser."""
 
-import http.client
 import json
 import os
 import shutil
@@ -8,65 +7,19 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import chdir, contextmanager
+from contextlib import chdir
+from itertools import pairwise
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
-from stages.settings.errors import Problem
-from tools.chat import arena, web
-from tools.chat.models import Models, Reply
+from tests.fake_models import SHA256, SPOKEN, Parrot, served
+from tests.test_serve import request
+from tools.chat import arena
+from tools.chat.models import Models
 
-SPOKEN = {"sft": "نعم", "dpo": "الجواب هو نعم."}
 LONG = "قل " + "كلمة " * 2000
-SHA256 = {"sft": "a" * 64, "dpo": "b" * 64}
 JSON = {"Content-Type": "application/json"}
-
-
-class Parrot:
-    """Says a word every `pause` seconds: what it is asked after "قل ", or what the checkpoint always says."""
-
-    conversation = Models.conversation
-
-    def __init__(self):
-        self.names, self.system, self.weights_sha256 = list(SPOKEN), "", SHA256
-        self.words, self.pause = 0, 0.0
-
-    def reply(self, name: str, messages: list[dict], temperature: float) -> Reply:
-        if name not in self.names:
-            raise Problem(f"there is no checkpoint {name!r}")
-        asked = messages[-1]["content"]
-        return Said(
-            self, asked.removeprefix("قل ") if asked.startswith("قل ") else SPOKEN[name], name, temperature
-        )
-
-
-class Said(Reply):
-    def __init__(self, parrot: Parrot, says: str, name: str, temperature: float):
-        super().__init__(parrot, name, [], temperature, 0)
-        self.says = says
-
-    def __iter__(self):
-        for word in self.says.split(" "):
-            time.sleep(self.models.pause)
-            self.models.words += 1
-            piece = f" {word}" if self.text else word
-            self.text += piece
-            yield piece
-        self.stopped = True
-
-
-@contextmanager
-def served(parrot: Parrot, port: int = 0):
-    """The port of a server in a thread."""
-    with web.listen("127.0.0.1", port) as listening:
-        server = web.server(parrot, "dpo", 0.0, "127.0.0.1")
-        thread = Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        yield listening.getsockname()[1]
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture
@@ -88,33 +41,18 @@ def shared_port():
         yield port
 
 
-def request(
-    port: int, method: str, path: str, body: str | bytes | None = None, headers: dict | None = None
-) -> http.client.HTTPResponse:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    connection.request(method, path, body.encode() if isinstance(body, str) else body, headers or {})
-    return connection.getresponse()
-
-
 def post(port: int, path: str, body: dict) -> tuple[int, list[dict]]:
+    """The status and the objects of a response, be it one or a stream of them."""
     response = request(port, "POST", path, json.dumps(body), JSON)
-    return response.status, [json.loads(line) for line in response.read().decode().splitlines()]
+    lines = [line.removeprefix("data: ") for line in response.read().decode().splitlines()]
+    return response.status, [json.loads(line) for line in lines if line.startswith("{")]
 
 
 def question(text: str, **more) -> dict:
     return {"messages": [{"role": "user", "content": text}], "temperature": 0} | more
 
 
-def chat(port: int, text: str) -> tuple[int, list[dict]]:
-    return post(port, "/api/chat", question(text, checkpoint="dpo"))
-
-
-# --- chat, and who may ask ----------------------------------------------------------------------------------
-
-
-def test_answer_comes_in_pieces(shared_port):
-    expected = [{"piece": "الجواب"}, {"piece": " هو"}, {"piece": " نعم."}, {"stopped": True, "forgotten": 0}]
-    assert chat(shared_port, "كم؟") == (200, expected)
+# --- what it is served with ---------------------------------------------------------------------------------
 
 
 def test_every_response_is_locked_down(shared_port):
@@ -123,7 +61,7 @@ def test_every_response_is_locked_down(shared_port):
         ("/page.js", 200),
         ("/api/state", 200),
         ("/nothing", 404),
-        ("/api/chat", 405),
+        ("/v1/chat/completions", 405),
     ]:
         response = request(shared_port, "GET", path)
         policy = response.getheader("content-security-policy")
@@ -140,84 +78,20 @@ def test_every_response_is_locked_down(shared_port):
     assert request(shared_port, "GET", "/page.js").getheader("content-type").startswith("text/javascript")
 
 
-GOOD = json.dumps(question("كم؟", checkpoint="dpo"))
+# --- blind votes --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "status, headers, body",
-    [
-        (200, {"Host": "localhost:9"}, GOOD),  # a port that leads here through a tunnel
-        (421, {"Host": "x:1", "Origin": "http://x:1"}, GOOD),
-        (421, {"Host": "evil.example"}, GOOD),
-        (421, {"Host": "127.0.0.1.evil.example:8000"}, GOOD),
-        (421, {"Host": "[::1"}, GOOD),
-        (403, {"Origin": "http://evil.example"}, GOOD),
-        (403, {"Origin": "null"}, GOOD),
-        (403, {"Origin": "http://["}, GOOD),
-        (403, {"Sec-Fetch-Site": "cross-site"}, GOOD),
-        (403, {"Sec-Fetch-Site": "same-site"}, GOOD),  # another port of this machine
-        (415, {"Content-Type": "text/plain"}, GOOD),
-        (413, {}, '{"messages": "' + "x" * 1_100_000),
-        (400, {}, "{"),
-        (400, {}, b"\xff\xfe"),
-        (400, {}, "[" * 100_000),
-        (400, {}, GOOD.replace('"temperature": 0', '"temperature": NaN')),
-        (400, {}, GOOD.replace('"temperature": 0', '"temperature": 3')),
-        (400, {}, GOOD.replace('"user"', '"assistant"')),
-        (400, {}, GOOD.replace('"user"', '"tool"')),
-        (400, {}, GOOD.replace('"dpo"', '"kto"')),
-        (400, {}, GOOD.replace("{", '{"more": 1, ', 1)),
-        (400, {}, '{"messages": [], "temperature": 0, "checkpoint": "dpo"}'),
-        (400, {}, json.dumps(question("\ud800", checkpoint="dpo"))),
-    ],
-)
-def test_only_its_own_page_may_ask_and_only_what_can_be_asked(shared_port, status, headers, body):
-    response = request(shared_port, "POST", "/api/chat", body, JSON | headers)
-    text = response.read().decode()
-    assert response.status == status, text
-    assert status == 200 or (list(json.loads(text)) == ["error"] and "\n" not in text)
-
-
-@pytest.mark.parametrize(
-    "host, asked, ours",
-    [
-        ("0.0.0.0", "192.168.1.7:8000", True),
-        ("0.0.0.0", "attacker.example", False),
-        ("127.0.0.1", "192.168.1.7:8000", False),
-        ("gpu.lan", "gpu.lan:8000", True),
-        ("::1", "[::1]:8000", True),
-    ],
-)
-def test_a_server_goes_by_its_address_and_no_other_name(host, asked, ours):
-    assert web.Guard(None, host).is_ours(asked) is ours
-
-
-def test_port_in_use_is_one_line(shared_port):
-    with pytest.raises(Problem, match=rf"--port {shared_port}: .*in use"):
-        web.listen("127.0.0.1", shared_port)
-
-
-def test_a_client_that_leaves_stops_the_answer(parrot, port):
-    parrot.pause = 0.02
-    response = request(port, "POST", "/api/chat", json.dumps(question(LONG, checkpoint="dpo")), JSON)
-    response.readline()
-    waiting = ThreadPoolExecutor(1).submit(
-        chat, port, "كم؟"
-    )  # its turn comes at once then, not after forty seconds
-    response.close()
-    start = time.monotonic()
-    assert waiting.result()[1][-1] == {"stopped": True, "forgotten": 0}
-    assert time.monotonic() - start < 15 and parrot.words < 1000
-
-
-# --- comparison ---------------------------------------------------------------------------------------------
-
-
-def battle(port: int, text: str = "كم؟", temperature: float = 0.5) -> list[dict]:
+def battle(port: int, text: str = "كم؟", temperature: float = 0.5) -> tuple[dict[str, str], dict]:
+    """Both answers, and what came last."""
     asked = question(text, checkpoints=["sft", "dpo"], temperature=temperature)
     status, events = post(port, "/api/battles", asked)
-    assert status == 200
-    return events
+    assert status == 200 and not any(name in json.dumps(events[:-1]) for name in ("sft", "dpo"))
+    choices = [choice for event in events for choice in event["choices"]]
+    sides = enumerate(arena.SIDES)
+    texts = {
+        side: "".join(one["delta"]["content"] for one in choices if one["index"] == i) for i, side in sides
+    }
+    return texts, events[-1]
 
 
 def stored() -> list[dict]:
@@ -225,9 +99,8 @@ def stored() -> list[dict]:
 
 
 def test_vote_is_blind_and_stored_as_shown(port):
-    *pieces, last = battle(port)
-    assert all(set(event) <= {"first", "second"} for event in pieces) and set(last) == {"battle"}
-    assert not any(name in json.dumps([*pieces, last]) for name in ("sft", "dpo"))
+    texts, last = battle(port)
+    assert not any(name in json.dumps(last) for name in ("sft", "dpo"))
     status, [names] = post(port, "/api/votes", {"battle": last["battle"], "vote": "second"})
     assert status == 200 and sorted(names.values()) == ["dpo", "sft"]
     [vote] = stored()
@@ -235,7 +108,7 @@ def test_vote_is_blind_and_stored_as_shown(port):
     assert vote["id"] == last["battle"] and vote["time"].endswith("+00:00") and vote["temperature"] == 0.5
     assert vote["prompt"] == [{"role": "user", "content": "كم؟"}] and vote["vote"] == "second"
     for side, answer in zip(("first", "second"), vote["answers"]):
-        text = "".join(event.get(side, "") for event in pieces)
+        text = texts[side]
         assert answer == {"checkpoint": names[side], "weights_sha256": SHA256[names[side]], "answer": text}
         assert text == SPOKEN[names[side]]
 
@@ -258,7 +131,7 @@ def test_second_vote_and_unknown_battle_are_refused(port, monkeypatch):
 def test_nothing_to_choose_between_is_no_battle(port):
     names = {"first", "second"}
     for text, reason in [("قل سواء", "equal"), ("قل ", "empty")]:
-        last = battle(port, text)[-1]
+        last = battle(port, text)[1]
         assert last["undecidable"] in (reason, "equal") and set(last["names"]) == names
     asked = question("كم؟", checkpoints=["sft", "sft"])
     assert post(port, "/api/battles", asked)[0] == 400
@@ -291,7 +164,7 @@ def test_vote_that_cannot_be_written_can_be_given_again(port):
     one = {"battle": battle(port)[-1]["battle"], "vote": "first"}
     Path("data").write_text("in the way", encoding="utf-8")
     status, [told] = post(port, "/api/votes", one)
-    assert status == 500 and str(arena.VOTES) in told["error"]
+    assert status == 500 and str(arena.VOTES) in told["error"]["message"]
     Path("data").unlink()
     assert post(port, "/api/votes", one)[0] == 200 and len(stored()) == 1
 
@@ -316,7 +189,7 @@ def browser():
 @pytest.fixture
 def page(browser):
     """A page of its own history, that has met no fault and asked no other server in the end."""
-    context = browser.new_context(viewport={"width": 1000, "height": 700})
+    context = browser.new_context(viewport={"width": 1000, "height": 700}, locale="ar")
     page, asked, faults = context.new_page(), [], []
     page.set_default_timeout(20_000)
     page.on("request", lambda request: asked.append(request.url))
@@ -340,36 +213,92 @@ def say(page, text: str, wait: bool = True):
         page.locator("#chat-form [type=submit]").wait_for()
 
 
+MARKDOWN = """## الخطوات
+
+نعم، هذه **كلمة** و`code` هنا:
+
+plain English
+
+Python لغة برمجة سهلة جدًا
+
+- أولًا
+- second
+
+| المدينة | GDP |
+|---|---:|
+| القاهرة | high |
+
+```python
+print(1)
+```
+
+المعادلة $x^2$ ثم [رابط](https://ar.wikipedia.org)"""
+
+
 @needs_browser
-def test_arabic_is_right_to_left_and_code_is_not(page, port):
+def test_markdown_is_laid_out_each_block_in_its_direction(page, port):
     opened(page, port)
-    say(page, "قل نعم،\nplain English\n```\nprint(1)\n```\nو`code` هنا")
-    boxes = page.evaluate(
-        """() => [...document.querySelectorAll("#log .turn:last-child .text > *")].map((block) => {
-            const range = document.createRange(), outer = block.closest(".text").getBoundingClientRect();
-            range.selectNodeContents(block);
-            const text = range.getBoundingClientRect();
-            const direction = getComputedStyle(block).direction;
-            return [block.tagName, direction, text.left - outer.left, outer.right - text.right];
-        })"""
+    say(page, f"قل {MARKDOWN}")
+    page.locator("#log math").wait_for()
+    blocks = page.evaluate(
+        """() => [...document.querySelectorAll("#log .text > *, #log table")].map((block) =>
+            [block.tagName, getComputedStyle(block).direction])"""
     )
-    (arabic, english, code, mixed) = boxes
-    assert arabic[:2] == ["P", "rtl"] and arabic[3] < 2 < arabic[2]
-    assert english[:2] == ["P", "ltr"] and english[2] < 2 < english[3]
-    assert code[:2] == ["PRE", "ltr"] and mixed[:2] == ["P", "rtl"] and mixed[3] < 2
+    assert blocks == [
+        ["H2", "rtl"], ["P", "rtl"], ["P", "ltr"], ["P", "rtl"], ["UL", "rtl"],
+        ["DIV", "rtl"], ["TABLE", "rtl"], ["DIV", "ltr"], ["P", "rtl"],
+    ]  # fmt: skip
+    left, right = (
+        page.locator(f"#log th:has-text('{name}')").bounding_box()["x"] for name in ("GDP", "المدينة")
+    )
+    assert left < right  # the first column stands at the right
+    assert page.locator("#log strong").inner_text() == "كلمة" and page.locator("#log pre").count() == 1
+    link = page.locator("#log a")
+    assert link.get_attribute("rel") == "noopener noreferrer"
+    outer, text = (page.locator(one).first.bounding_box() for one in ("#log .text", "#log .text h2"))
+    assert abs(outer["x"] + outer["width"] - text["x"] - text["width"]) < 2
     mine = page.locator("#log .user").bounding_box()
-    assert mine["x"] + mine["width"] < 1000 * 3 / 4  # what was asked stands at the other edge
-    page.set_viewport_size({"width": 360, "height": 640})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert mine["x"] < outer["x"] + outer["width"] / 2  # what was asked stands at the other edge
+    for width in (360, 320):
+        page.set_viewport_size({"width": width, "height": 640})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@needs_browser
+def test_half_said_markdown_shows_no_marks_and_does_not_jump(page, shared_port):
+    """Of every beginning of an answer: no mark of Markdown is shown, no block becomes one of another kind."""
+    opened(page, shared_port)
+    seen = page.evaluate(
+        """async (text) => {
+            const { show } = await import("/markdown.js"), place = document.createElement("div"), seen = [];
+            for (let end = 1; end <= text.length; end++) {
+                show(place, text.slice(0, end), end < text.length);
+                const kinds = [...place.children].map((block) => block.firstElementChild?.tagName === "TABLE"
+                    ? "TABLE" : block.tagName);
+                const copy = place.cloneNode(true);
+                copy.querySelectorAll("math, code").forEach((one) => one.remove());
+                seen.push([kinds, copy.textContent]);
+            }
+            return seen;
+        }""",
+        MARKDOWN,
+    )
+    for (before, _), (kinds, _) in pairwise(seen):
+        assert kinds[: len(before)] == before
+    assert not [
+        text for _, text in seen if any(mark in text for mark in ("**", "##", "|", "](", "```", "- "))
+    ]
 
 
 @needs_browser
 def test_answer_is_text_and_never_html(page, port):
     opened(page, port)
-    attack = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>`<b>`'
-    say(page, f"قل {attack}")
-    assert attack.replace("`", "") in page.locator("#log .turn:last-child .text").inner_text()
-    assert page.locator("#log img, #log script, #log b").count() == 0 and page.evaluate("window.hit") is None
+    attack = '<img src=x onerror="window.hit=1"><script>window.hit=1</script><b>'
+    links = "[x](javascript:window.hit=1) ![y](https://evil.example/z.png)"
+    say(page, f"قل {attack} {links} $\\href{{javascript:1}}{{z}}$")
+    assert attack in page.locator("#log .turn:last-child .text").inner_text()
+    assert page.locator("#log img, #log script, #log b, #log a[href^=javascript]").count() == 0
+    assert page.evaluate("window.hit") is None
 
 
 @needs_browser
@@ -377,14 +306,14 @@ def test_stop_stops_the_server_and_keeps_what_was_said(page, parrot, port):
     opened(page, port)
     parrot.pause = 0.02
     say(page, LONG, wait=False)
-    page.locator("#log .text p").wait_for()
+    page.locator("#log .text p:has-text('كلمة')").wait_for()
     page.click("#chat-form .stop")
     page.locator("#chat-form [type=submit]").wait_for()
     before = 0
     while before != (before := parrot.words):
         time.sleep(0.3)
     assert parrot.words < 1000
-    assert "أُوقف" in page.locator("#log .note").inner_text()
+    assert "أوقفتَ" in page.locator("#log .note").inner_text()
     assert 0 < page.locator("#log .text").inner_text().count("كلمة") <= parrot.words
 
 
@@ -397,20 +326,194 @@ def test_conversation_outlives_page_and_server_and_is_sent_along(page, parrot):
     with served(parrot, port):
         opened(page, port)
         assert page.locator("#log .text").all_inner_texts() == ["مرحبا", SPOKEN["dpo"]]
-        with page.expect_request("**/api/chat") as sent:
+        with page.expect_request("**/v1/chat/completions") as sent:
             say(page, "وبعد؟")
         assert [message["content"] for message in sent.value.post_data_json["messages"]][::2] == [
             "قل مرحبا",
             "كم؟",
             "وبعد؟",
         ]
-        page.click("#clear")
+        page.click("#fresh")
         page.reload()
         page.locator("#greeting").wait_for()
         assert page.locator("#log > *").count() == 0
     say(page, "أين أنت؟", wait=False)
     page.locator("[role=alert]").wait_for()
     assert page.input_value("#message") == "أين أنت؟"  # to be sent again
+
+
+@needs_browser
+def test_two_tabs_lose_nothing(page, port):
+    opened(page, port)
+    say(page, "قل واحد")
+    other = page.context.new_page()
+    opened(other, port)
+    assert other.locator("#log .text").all_inner_texts() == ["واحد"]
+    say(page, "قل اثنان")
+    other.locator("#log .text >> nth=1").wait_for()  # the idle tab sees it
+    say(other, "قل ثلاثة")
+    other.click("#fresh")
+    say(other, "قل غير ذلك")
+    other.close()
+    page.reload()
+    titles = page.locator("#conversations .title")
+    titles.first.wait_for()
+    assert titles.all_inner_texts() == ["قل غير ذلك", "قل واحد"]
+    titles.nth(1).click()
+    assert page.locator("#log .text").all_inner_texts() == ["واحد", "اثنان", "ثلاثة"]
+
+
+@needs_browser
+def test_half_an_answer_is_kept_marked_and_not_sent_back(page, parrot, port):
+    opened(page, port)
+    say(page, "قل واحد")
+    parrot.fails = "انفجار"
+    say(page, "قل اثنان ثلاثة انفجار", wait=False)
+    page.locator("[role=alert]").wait_for()
+    assert "امتلأت ذاكرة البطاقة" in page.locator("[role=alert]").inner_text()
+    page.reload()
+    page.locator("#log .text >> nth=1").wait_for()
+    assert page.locator("#log .text").all_inner_texts() == ["واحد", "اثنان ثلاثة"]
+    assert "انقطع" in page.locator("#log .note >> nth=1").inner_text()
+    with page.expect_request("**/v1/chat/completions") as sent:
+        say(page, "كم؟")
+    assert [one["content"] for one in sent.value.post_data_json["messages"]] == ["قل واحد", "واحد", "كم؟"]
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    "store",
+    [
+        """localStorage.setItem("chat-settings", "[1"); localStorage.setItem("chat/x", '{"id": "x"}');
+        localStorage.setItem("chat/y", '{"id": "y", "messages": [null, {"role": "user"}], "removed": 3}')""",
+        "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError') }",
+        "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no') } })",
+    ],
+    ids=["foreign", "full", "forbidden"],
+)
+def test_page_works_without_a_store_of_its_own(page, port, store):
+    page.add_init_script(store)
+    opened(page, port)
+    say(page, "كم؟")
+    assert page.locator("#log .text").all_inner_texts() == [SPOKEN["dpo"]]
+    if "setItem(" not in store:
+        assert "احفظها" in page.locator("#toast").inner_text()
+
+
+@needs_browser
+def test_selection_outlives_what_comes_after_it(page, parrot, port):
+    opened(page, port)
+    parrot.pause = 0.02
+    say(page, f"قل أول **فقرة**\n\nثانية {'كلمة ' * 100}", wait=False)
+    page.locator("#log .text p >> nth=1").wait_for()
+    page.evaluate("""() => {
+        const [first, second] = document.querySelectorAll("#log .text p");
+        getSelection().setBaseAndExtent(first.firstChild, 0, second.firstChild, 5);
+    }""")
+    page.locator("#log .turn:last-child:not([aria-busy])").wait_for()
+    assert page.evaluate("getSelection().toString()").split() == ["أول", "فقرة", "ثانية"]
+
+
+@needs_browser
+def test_edit_resend_and_another_answer(page, parrot, port):
+    opened(page, port)
+    say(page, "قل واحد")
+    say(page, "قل اثنان")
+    page.fill("#message", "مسودة")
+    page.locator("#log [data-act=again] >> nth=1").click()
+    page.locator("#log .turn:last-child:not([aria-busy])").wait_for()
+    assert page.input_value("#message") == "مسودة"
+    assert page.locator("#log .text").all_inner_texts() == ["واحد", "اثنان"]
+    page.locator("#log .user [data-act=edit] >> nth=0").click()
+    assert page.input_value("#message") == "قل واحد" and page.locator("#editing").is_visible()
+    parrot.names = ["sft"]  # the server no longer has the chosen model: what was there stays
+    say(page, "قل ثلاثة", wait=False)
+    page.locator("[role=alert]").wait_for()
+    assert "لا يوجد هذا النموذج" in page.locator("[role=alert]").inner_text()
+    assert page.locator("#log .text").all_inner_texts() == ["واحد", "اثنان"]
+    parrot.names = list(SPOKEN)
+    page.locator("#log .user [data-act=edit] >> nth=0").click()
+    say(page, "قل ثلاثة")
+    page.reload()
+    page.locator("#log .text").first.wait_for()
+    assert page.locator("#log .text").all_inner_texts() == ["ثلاثة"]
+
+
+@needs_browser
+def test_conversations_are_named_saved_deleted_and_brought_back(page, port):
+    opened(page, port)
+    say(page, "قل **مهم**")
+    item = page.locator("#conversations li")
+    item.locator("summary").click()
+    item.locator("[data-act=rename]").click()
+    page.keyboard.type("حسابي")
+    page.keyboard.press("Enter")
+    assert item.locator(".title").inner_text() == "حسابي"
+    for kind, expected in [("markdown", "## dpo\n\n**مهم**"), ("json", '"content": "**مهم**"')]:
+        item.locator("summary").click()
+        with page.expect_download() as saved:
+            item.locator(f"[data-act=save_{kind}]").click()
+        assert expected in Path(saved.value.path()).read_text(encoding="utf-8")
+        item.locator("summary").click()
+    item.locator("summary").click()
+    item.locator("[data-act=remove]").click()
+    assert item.count() == 0 and page.locator("#greeting").is_visible()
+    page.locator("#toast button").click()
+    assert item.locator(".title").inner_text() == "حسابي"
+    assert page.locator("#log .text").inner_text() == "مهم"
+
+
+@needs_browser
+def test_page_speaks_english_and_remembers_it(page, parrot, port):
+    opened(page, port)
+    assert page.evaluate("document.documentElement.dir") == "rtl"
+    page.click("#language")
+    page.reload()
+    page.locator("#checkpoint option").first.wait_for(state="attached")
+    assert page.evaluate("[document.documentElement.lang, document.documentElement.dir]") == ["en", "ltr"]
+    assert page.locator("#arena-tab").inner_text() == "Comparison"
+    parrot.names = []
+    say(page, "كم؟", wait=False)
+    page.locator("[role=alert]").wait_for()
+    assert "That model is not there now" in page.locator("[role=alert]").inner_text()
+
+
+@needs_browser
+def test_settings_are_sent_and_the_command_line_goes_before_memory(page, parrot):
+    with served(parrot, named=True) as port:
+        opened(page, port)
+        page.select_option("#checkpoint", "sft")
+        page.click("[popovertarget=settings]")
+        page.fill("#system", "أجب بإيجاز.")
+        page.fill("#seed", "7")
+        page.fill("#max_tokens", "2")
+        page.keyboard.press("Escape")
+        page.reload()
+        page.locator("#checkpoint option").first.wait_for(state="attached")
+        assert page.input_value("#checkpoint") == "sft"  # of the same start of the server
+        with page.expect_request("**/v1/chat/completions") as sent:
+            say(page, "قل واحد اثنان ثلاثة")
+        asked = sent.value.post_data_json
+        assert asked["messages"][0] == {"role": "system", "content": "أجب بإيجاز."}
+        assert (asked["seed"], asked["max_tokens"], asked["temperature"], asked["top_p"]) == (7, 2, 0, 0.95)
+        assert "أقصى طول" in page.locator("#log .note").inner_text()
+    with served(parrot, port, named=True):
+        opened(page, port)
+        assert page.input_value("#checkpoint") == "dpo"
+
+
+@needs_browser
+def test_page_brings_its_key(page, parrot):
+    with served(parrot, key="secret") as port:
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.locator("[role=alert]").wait_for()
+        page.fill("#key", "secret")
+        page.press("#key", "Enter")
+        page.locator("#checkpoint option").first.wait_for(state="attached")
+        say(page, "كم؟")
+        page.goto(f"http://127.0.0.1:{port}/#key=secret")
+        page.locator("#checkpoint option").first.wait_for(state="attached")
+        assert "secret" not in page.url
 
 
 @needs_browser
@@ -426,6 +529,12 @@ def test_names_are_shown_after_the_vote_and_not_before(page, port):
     [vote] = stored()
     assert vote["vote"] == "first" and vote["answers"][0]["answer"] == page.locator("#first").inner_text()
     assert page.locator("#duel bdi").all_inner_texts() == [answer["checkpoint"] for answer in vote["answers"]]
+    page.click("#results summary")
+    page.locator("#results tbody tr").wait_for()
+    won = vote["answers"][0]["checkpoint"]
+    cells = page.locator("#results tbody tr > *").all_inner_texts()
+    assert cells[0] == "dpo · sft" and cells[1:5] == ["1", *("100" if won == "dpo" else "001")]
+    assert cells[5] == ("100% (21–100)" if won == "dpo" else "0% (0–79)")
 
 
 @needs_browser
@@ -447,7 +556,7 @@ def test_command_serves_what_was_trained(page, workspace):
             from stages.settings.reader import read
 
             assert answer == "".join(
-                Models(read()).reply("sft", [{"role": "user", "content": "ما جمع معلم مثابر؟"}], 0.0)
+                Models(read()).reply("sft", [{"role": "user", "content": "ما جمع معلم مثابر؟"}])
             )
     finally:
         process.terminate()
