@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from threading import Thread
 
 from stages.text.prompts import TEMPLATES
+from tools import serve
 from tools.chat import web
 from tools.chat.endpoint import QUEUE, Service
 from tools.chat.models import GREEDY, Models, Refusal, Reply, Sampling
@@ -53,7 +54,7 @@ class Said(Reply):
 @contextmanager
 def served(parrot: Parrot, port: int = 0, key: str = "", queue: int = QUEUE, named: bool = False):
     """The port of a server in a thread."""
-    with web.listen("127.0.0.1", port) as listening:
+    with serve.listen("127.0.0.1", port) as listening:
         service = Service(parrot, "dpo", 0.0, queue)
         server = web.server(web.application(service, "127.0.0.1", key, named))
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})

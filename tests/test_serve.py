@@ -373,4 +373,4 @@ def test_without_a_gguf_the_cure_is_named(tmp_path):
 
 def test_port_in_use_is_one_line(shared_port):
     with pytest.raises(Problem, match=rf"--port {shared_port}: .*in use"):
-        web.listen("127.0.0.1", shared_port)
+        serve.listen("127.0.0.1", shared_port)

@@ -1,24 +1,22 @@
 """The page and its server: who may ask, blind votes, and the page in a real browser."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import chdir
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from stages.settings.files import sha256
 from tests.fake_models import SHA256, SPOKEN, Parrot, served
 from tests.test_serve import request
-from tools.chat import arena
-from tools.chat.models import Models
+from tools import compare, votes
+from tools.chat import arena, web
 
 LONG = "قل " + "كلمة " * 2000
+VENDOR = Path(web.__file__).parent / "page/vendor"
 JSON = {"Content-Type": "application/json"}
 
 
@@ -76,6 +74,16 @@ def test_every_response_is_locked_down(shared_port):
         )
         assert response.getheader("access-control-allow-origin") is None
     assert request(shared_port, "GET", "/page.js").getheader("content-type").startswith("text/javascript")
+
+
+def test_libraries_are_those_of_their_packages():
+    """Byte for byte, and each with its licence."""
+    rows = [line.split(" | ") for line in (VENDOR / "README.md").read_text(encoding="utf-8").splitlines()]
+    table = {row[3]: (row[0].strip("| "), row[6].strip("`| ")) for row in rows if len(row) == 7}
+    named = {name: hashed for name, hashed in table.items() if name != "here"}
+    assert set(named) == {path.name for path in VENDOR.iterdir() if path.suffix in (".js", ".mjs")}
+    for name, (package, expected) in named.items():
+        assert sha256(VENDOR / name) == expected and (VENDOR / f"{package}.LICENSE").exists()
 
 
 # --- blind votes --------------------------------------------------------------------------------------------
@@ -167,6 +175,35 @@ def test_vote_that_cannot_be_written_can_be_given_again(port):
     assert status == 500 and str(arena.VOTES) in told["error"]["message"]
     Path("data").unlink()
     assert post(port, "/api/votes", one)[0] == 200 and len(stored()) == 1
+
+
+def test_votes_are_counted_by_pair_with_an_interval(tmp_path, monkeypatch, capsys):
+    """Whichever was shown first; a checkpoint trained anew is another one; what is no vote is passed over."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="holds no votes: vote in"):
+        compare.main(["--votes"])
+    arena.VOTES.parent.mkdir(parents=True)
+    lines = [
+        ("a", "b", "first"),
+        ("b", "a", "first"),
+        ("a", "b", "tie"),
+        ("b", "a", "second"),
+        ("c", "b", "first"),
+    ]
+    rows = [
+        {"answers": [{"checkpoint": {"a": "dpo", "b": "sft", "c": "dpo"}[one], "weights_sha256": one * 64}
+                     for one in pair], "vote": said}
+        for *pair, said in lines
+    ]  # fmt: skip
+    text = "\n".join(map(json.dumps, rows)) + '\n{"vote": "first", "answers": []}\n{"vote": "fi'
+    arena.VOTES.write_text(text, encoding="utf-8")
+    latest, first = (result.row for result in votes.results())
+    assert (latest["weights"], latest["won"], latest["lost"]) == (["cccccccc", "bbbbbbbb"], 1, 0)
+    counted = [first[key] for key in ("names", "votes", "won", "ties", "lost", "win_rate")]
+    assert counted == [["dpo", "sft"], 4, 2, 1, 1, 0.625]
+    assert (first["ci_low"], first["ci_high"]) == (0.2194, 0.9081)  # Wilson's of 2.5 in 4
+    compare.main(["--votes"])
+    assert "dpo (aaaaaaaa)  sft (bbbbbbbb)" in capsys.readouterr().out
 
 
 # --- in a browser -------------------------------------------------------------------------------------------
@@ -334,8 +371,8 @@ def test_conversation_outlives_page_and_server_and_is_sent_along(page, parrot):
             "وبعد؟",
         ]
         page.click("#fresh")
-        page.reload()
-        page.locator("#greeting").wait_for()
+        opened(page, port)
+        assert page.locator("#greeting").is_visible()
         assert page.locator("#log > *").count() == 0
     say(page, "أين أنت؟", wait=False)
     page.locator("[role=alert]").wait_for()
@@ -535,30 +572,3 @@ def test_names_are_shown_after_the_vote_and_not_before(page, port):
     cells = page.locator("#results tbody tr > *").all_inner_texts()
     assert cells[0] == "dpo · sft" and cells[1:5] == ["1", *("100" if won == "dpo" else "001")]
     assert cells[5] == ("100% (21–100)" if won == "dpo" else "0% (0–79)")
-
-
-@needs_browser
-def test_command_serves_what_was_trained(page, workspace):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tools.chat", "--web", "--port", "0"],
-        cwd=workspace.path,
-        env=os.environ | {"PYTHONPATH": ""},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        port = int(process.stdout.readline().split(":")[2].split("/")[0])
-        opened(page, port)
-        assert page.locator("#checkpoint option").all_inner_texts() == ["base", "sft"]
-        say(page, "ما جمع معلم مثابر؟")
-        answer = page.locator("#log .text").inner_text()
-        with chdir(workspace.path):
-            from stages.settings.reader import read
-
-            assert answer == "".join(
-                Models(read()).reply("sft", [{"role": "user", "content": "ما جمع معلم مثابر؟"}])
-            )
-    finally:
-        process.terminate()
-        process.wait()
-        process.stdout.close()

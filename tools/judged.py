@@ -24,8 +24,9 @@ from stages.settings.errors import Problem, one_line_errors
 from stages.settings.reader import read
 from stages.settings.stage import quiet
 from stages.text.prompts import TEMPLATES, Template
+from tools.votes import VOTES, WORTH
 
-PREDICTIONS, VOTES = Path("data/predictions"), Path("data/feedback/preferences.jsonl")
+PREDICTIONS = Path("data/predictions")
 TRAINED_FROM = {"sft": "base", "dpo": "sft"}
 Pair = tuple[str, str, str]  # question, and two answers
 
@@ -150,12 +151,11 @@ def voted() -> tuple[list[Pair], list[float]]:
     if not VOTES.exists():
         raise Problem(f"{VOTES} is not there: vote in `python -m tools.chat --web` first")
     pairs, votes = [], []
-    values = {"first": 1.0, "second": 0.0, "tie": 0.5, "both_bad": 0.5}
     for line in VOTES.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         asked = "\n\n".join(turn["content"] for turn in row["prompt"] if turn["role"] != "system")
         pairs.append((asked, *(answer["answer"] for answer in row["answers"])))
-        votes.append(values[row["vote"]])
+        votes.append(WORTH[row["vote"]])
     return pairs, votes
 
 

@@ -11,14 +11,15 @@ http://127.0.0.1:8000/v1 is what a client calls its base URL; the page is at htt
 import argparse
 import ipaddress
 import os
+import socket
 import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 
 from stages.settings.errors import Problem, one_line_errors
+from stages.settings.reader import read
 from stages.settings.stage import quiet
-from tools.chat.__main__ import add_answering, add_serving, loaded
 
 
 def main(arguments: list[str]) -> None:
@@ -36,12 +37,42 @@ def main(arguments: list[str]) -> None:
             path = Path(asked.checkpoint or "")
             if path.parent == Path("models"):
                 asked.checkpoint = path.name
-            if asked.checkpoint and Path(asked.checkpoint).exists():
+            if path.suffix == ".gguf" or (asked.checkpoint and Path(asked.checkpoint).exists()):
                 export(path, asked)
             else:
                 checkpoints(asked)
     except KeyboardInterrupt:  # while the model is loaded
         raise SystemExit(130) from None
+
+
+def add_answering(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--temperature", default="0", help="0: always the most probable token; above, up to 2: sampled"
+    )
+    parser.add_argument(
+        "--context", type=int, help="tokens of a conversation and its answer; prompt.max_length by default"
+    )
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="EXP",
+        help="experiments or revisions, whose checkpoints are there, too: EXP/dpo, EXP/kto, …",
+    )
+
+
+def add_serving(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="who can reach this address can use the model: see --api-key"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    parser.add_argument(
+        "--api-key",
+        metavar="KEY",
+        default=os.environ.get("SERVE_API_KEY", ""),
+        help="answer only to those who have it; SERVE_API_KEY by default, which no list of processes shows",
+    )
+    parser.add_argument("--queue", type=int, default=16, help="questions that may wait for their turn")
 
 
 def checkpoints(asked: argparse.Namespace) -> None:
@@ -50,14 +81,33 @@ def checkpoints(asked: argparse.Namespace) -> None:
 
     temperature = terminal.temperature(asked.temperature)
     check(asked)
-    with web.listen(asked.host, asked.port) as listening:  # before minutes of loading
+    with listen(asked.host, asked.port) as listening:  # before minutes of loading
         models = loaded(asked)
         name = models.known(asked.checkpoint or models.names[-1])
         service = endpoint.Service(models, name, temperature, asked.queue)
         app = web.application(service, asked.host, asked.api_key, named=asked.checkpoint is not None)
-        address = web.address(listening, asked.host)
-        announce(asked, f"{address}/" + (f"#key={asked.api_key}" if asked.api_key else ""), f"{address}/v1")
+        address = address_of(listening, asked.host)
+        announce(f"{address}/" + (f"#key={asked.api_key}" if asked.api_key else ""), f"{address}/v1")
         web.serve(app, listening)
+
+
+def loaded(asked: argparse.Namespace) -> "Models":  # noqa: F821
+    """The base and all checkpoints; what cannot be used is said."""
+    params = read()
+    from tools.chat import terminal
+    from tools.chat.models import Models
+
+    if sys.stderr.isatty():
+        terminal.note(f"loading {params.model} …")
+    models = Models(params, asked.context, asked.against)
+    for reason in models.refused.values():
+        terminal.note(f"left out: {reason}")
+    if models.names == ["base"]:
+        terminal.note(
+            "no checkpoint is trained yet, so this is the base model, which continues texts rather than "
+            "answers: run `dvc repro`"
+        )
+    return models
 
 
 def export(path: Path, asked: argparse.Namespace) -> None:
@@ -66,9 +116,7 @@ def export(path: Path, asked: argparse.Namespace) -> None:
     check(asked)
     if asked.against:
         raise Problem("--against goes with checkpoints, not with an export")
-    from tools.chat import web
-
-    with web.listen(asked.host, asked.port) as listening:
+    with listen(asked.host, asked.port) as listening:
         port = listening.getsockname()[1]  # one that is free; llama.cpp binds it itself
     import xllamacpp
 
@@ -78,9 +126,12 @@ def export(path: Path, asked: argparse.Namespace) -> None:
     settings.n_ctx, settings.n_parallel, settings.verbosity = asked.context or 0, 1, -1
     settings.cors_origins = ""
     settings.api_keys = [asked.api_key] if asked.api_key else []
-    server = xllamacpp.Server(settings)
+    try:
+        server = xllamacpp.Server(settings)
+    except RuntimeError as error:
+        raise Problem(f"llama.cpp cannot serve {file}: {error}") from None
     address = server.listening_address
-    announce(asked, f"{address}/v1  ({file.stem}, by llama.cpp)")
+    announce(f"{address}/v1  ({file.stem}, by llama.cpp)")
     with suppress(KeyboardInterrupt):
         threading.Event().wait()
     del server
@@ -93,6 +144,8 @@ def gguf_of(path: Path) -> Path:
         raise Problem(
             f"{name} holds no GGUF file: `python -m tools.export models/{path.name} --gguf q4_k_m` makes one"
         )
+    if not found[0].is_file():
+        raise Problem(f"{found[0]} does not exist")
     if len(found) > 1:
         raise Problem(f"{path} holds {', '.join(one.name for one in found)}: give one of these files")
     return found[0]
@@ -110,13 +163,25 @@ def check(asked: argparse.Namespace) -> None:
         )
 
 
+def listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise Problem(f"cannot listen on --host {host} --port {port}: {error}; give another") from None
+
+
+def address_of(listening: socket.socket, host: str) -> str:
+    place = f"[{host}]" if ":" in host else host
+    return f"http://{place}:{listening.getsockname()[1]}"
+
+
 def local(host: str) -> bool:
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
 
 
-def announce(asked: argparse.Namespace, page: str, endpoint: str = "") -> None:
+def announce(page: str, endpoint: str = "") -> None:
     print(f"{page}  (Ctrl-C ends it)", flush=True)
     if endpoint:
         print(f"{endpoint} for programs that speak OpenAI's protocol", flush=True)

@@ -204,13 +204,6 @@ def file(name: str) -> Callable:
     return answer
 
 
-def listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        raise Problem(f"cannot listen on --host {host} --port {port}: {error}; give another") from None
-
-
 def server(app: Starlette) -> uvicorn.Server:
     """Logs nothing of what is asked or answered."""
     config = uvicorn.Config(
@@ -229,8 +222,3 @@ def serve(app: Starlette, listening: socket.socket) -> None:
     """Until Ctrl-C."""
     with suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
         server(app).run(sockets=[listening])
-
-
-def address(listening: socket.socket, host: str) -> str:
-    place = f"[{host}]" if ":" in host else host
-    return f"http://{place}:{listening.getsockname()[1]}"

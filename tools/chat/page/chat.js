@@ -37,7 +37,8 @@ function draw(message, live) {
 }
 
 function note(message, live) {
-  const notes = [live ? null : message.cut, message.forgotten ? "forgotten" : null].filter(Boolean);
+  const comes = live || (message.cut === "failed" && Date.now() - (message.seen ?? 0) < 3000); // here, or in another tab
+  const notes = [comes ? null : message.cut, message.forgotten ? "forgotten" : null].filter(Boolean);
   return [element("bdi", {}, message.checkpoint ?? ""), ...notes.map((name) => ` · ${word(name)}`)];
 }
 
@@ -88,7 +89,7 @@ async function answered(conversation, signal) {
   render();
   nodes.get(answer.id)?.scrollIntoView({ block: "end" });
   const pace = paced((live) => following($("chat"), () => draw(answer, live)));
-  const saving = setInterval(() => keep(conversation), 1000);
+  const saving = setInterval(() => ((answer.seen = Date.now()), keep(conversation)), 1000);
   keep(conversation);
   let error = null;
   try {
@@ -104,6 +105,7 @@ async function answered(conversation, signal) {
     if (error.name === "AbortError") answer.cut = "stopped";
   }
   clearInterval(saving);
+  delete answer.seen;
   running = null;
   const nothing = Boolean(error) && !answer.content;
   if (nothing) store.takeOut(conversation, [answer, conversation.messages.at(-2)]);
@@ -274,6 +276,7 @@ export function start(samples, about) {
       return made;
     }),
   );
+  $("welcome").hidden = Boolean(about);
   $("about").hidden = !about;
   $("about").textContent = about ?? "";
   render();
@@ -294,7 +297,11 @@ $("side").addEventListener("keydown", (event) => {
 document.addEventListener("click", async ({ target }) => {
   if (target.matches?.(".copy-code")) await copy(target.parentElement.querySelector("pre").textContent, target);
 });
-addEventListener("pagehide", () => running && keep(running.conversation));
+addEventListener("pagehide", () => {
+  if (!running) return;
+  delete running.answer.seen;
+  keep(running.conversation);
+});
 store.watch((id) => {
   const stored = store.load(id);
   if (id === current.id && stored && running?.conversation !== current) {

@@ -1,6 +1,8 @@
 // The start: the server's state, the language, the two panels. Plain modules: the browser loads them as they stand, so that nothing is
 // built and what is read here is what runs; the libraries they need stand in vendor/.
 
+import * as arena from "./arena.js";
+import * as chat from "./chat.js";
 import * as settings from "./settings.js";
 import { get, useKey } from "./endpoint.js";
 import { $, element, languages, speak, told, word } from "./words.js";
@@ -39,7 +41,6 @@ function aboutOf(server) {
 
 async function start() {
   const server = await get("/api/state");
-  const [chat, arena] = await Promise.all([import("./chat.js"), import("./arena.js")]);
   for (const id of ["checkpoint", "rival", "other"]) options($(id), server.checkpoints);
   settings.start(server);
   chat.start(server.samples, aboutOf(server));

@@ -2,7 +2,8 @@
 //
 // A conversation is {id, title, titled, touched, messages, removed}: `titled` and `touched` are times, `removed` the ids of messages that
 // were taken out. A message is {id, at, role, content}, an answer also {checkpoint, cut, forgotten}; `cut` says why it is no whole one:
-// stopped (by a person), length, empty or failed. A store that is full, forbidden or foreign costs the keeping, never the page.
+// stopped (by a person), length, empty or failed, which it is while it comes; `seen` is when it last came. A store that is full, forbidden
+// or foreign costs the keeping, never the page.
 
 const PREFIX = "chat/";
 const SETTINGS = "chat-settings";
@@ -60,13 +61,16 @@ export function all() {
   return found.sort((one, other) => other.touched - one.touched);
 }
 
-// Of a message that both have, the longer one: the other tab may have seen half of an answer.
+// Of a message that both have, the one that is further: the other tab may have seen half of an answer.
+const further = (one, other) => one.content.length - other.content.length || (other.cut === "failed") - (one.cut === "failed");
+
 export function merged(ours, theirs) {
   if (!theirs) return ours;
   const removed = [...new Set([...ours.removed, ...theirs.removed])];
   const messages = new Map(theirs.messages.map((one) => [one.id, one]));
   for (const one of ours.messages) {
-    if (!(messages.get(one.id)?.content.length > one.content.length)) messages.set(one.id, one);
+    const theirs = messages.get(one.id);
+    if (!theirs || further(one, theirs) >= 0) messages.set(one.id, one);
   }
   for (const id of removed) messages.delete(id);
   const named = theirs.titled > ours.titled ? theirs : ours;
