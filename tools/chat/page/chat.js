@@ -7,7 +7,7 @@ import { request, settings } from "./settings.js";
 import * as store from "./store.js";
 import { $, element, told, word } from "./words.js";
 
-let current = store.fresh();
+let current = store.shown();
 let running = null; // {conversation, answer} while one comes
 let editing = null; // the message that the next one replaces
 const nodes = new Map(); // by a message's id
@@ -69,6 +69,7 @@ async function ask(text, signal) {
   const conversation = current;
   const replaced = editing ? from(editing) : [];
   store.takeOut(conversation, replaced);
+  store.show(conversation);
   stopEditing();
   conversation.messages.push(store.message("user", text));
   if (await answered(conversation, signal)) return true;
@@ -176,8 +177,7 @@ export function render() {
 function open(conversation) {
   stopEditing();
   current = conversation;
-  settings.open = current.id;
-  store.saveSettings(settings);
+  store.show(current);
   render();
   $("log").lastElementChild?.scrollIntoView({ block: "end" });
   closeDrawer();
@@ -309,5 +309,3 @@ store.watch((id) => {
     render();
   } else list();
 });
-const last = store.all();
-current = last.find((one) => one.id === settings.open) ?? last[0] ?? current;

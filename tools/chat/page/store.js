@@ -7,21 +7,22 @@
 
 const PREFIX = "chat/";
 const SETTINGS = "chat-settings";
+const SHOWN = "chat-shown";
 
 const isText = (value) => typeof value === "string";
 
-function parsed(key) {
+function parsed(key, store = () => localStorage) {
   try {
-    return JSON.parse(localStorage.getItem(key));
+    return JSON.parse(store().getItem(key));
   } catch {
     return null;
   }
 }
 
 // false where it could not be kept
-function kept(key, value) {
+function kept(key, value, store = () => localStorage) {
   try {
-    localStorage.setItem(key, JSON.stringify(value));
+    store().setItem(key, JSON.stringify(value));
     return true;
   } catch {
     return false;
@@ -117,6 +118,14 @@ export function sent(conversation) {
     if (one.role === "user" || one.cut !== "failed") turns.push({ role: one.role, content: one.content });
   }
   return turns;
+}
+
+// The one that this tab shows, also after it is loaded again; another tab begins with the latest.
+export const show = ({ id }) => kept(SHOWN, id, () => sessionStorage);
+
+export function shown() {
+  const [id, known] = [parsed(SHOWN, () => sessionStorage), all()];
+  return (id ? known.find((one) => one.id === id) : known[0]) ?? fresh();
 }
 
 export const titleOf = ({ title, messages }) => title || (messages[0]?.content ?? "").split("\n")[0].slice(0, 60);
