@@ -10,8 +10,10 @@ from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 from stages.model import generation, modeling
@@ -23,6 +25,8 @@ from tests.conftest import Workspace
 from tools.chat import __main__ as command
 from tools.chat import bidi, terminal
 from tools.chat.models import GREEDY, Models, Reply, Sampling, chosen
+from tools.chat.samples import samples
+from tools.export import card
 
 QUESTIONS = ["ما جمع معلم مثابر؟", "اكتب العدد 12 بالحروف."]
 
@@ -201,6 +205,7 @@ def test_checkpoints_of_experiments_answer_beside_those_of_the_workspace(workspa
     weights = load_file("models/dpo/adapter_model.safetensors")
     save_file(opposite(weights), "models/dpo/adapter_model.safetensors")
     write_json(Path("models/dpo/provenance.json"), provenance | {"method": "ipo"})
+    assert card.title(Path("models/dpo"), {"repo": "Qwen/Qwen3-1.7B-Base"}) == "Qwen3-1.7B-Base-arabic-ipo"
     models = Models(read(), experiments=["HEAD"])
     assert models.names == ["base", "sft", "ipo", "HEAD/sft", "HEAD/kto"]
     assert models.known("dpo") == "ipo" and models.known("HEAD/dpo") == "HEAD/kto"
@@ -348,3 +353,30 @@ def test_interrupt_stops_the_answer_and_keeps_what_was_said(capsys):
     assert capsys.readouterr().out == "واحد اثنان \n"
     assert [message["role"] for message in chat.messages] == ["user", "assistant"]
     assert json.dumps(chat.messages[1]["content"], ensure_ascii=False).startswith('"واحد اثنان ')
+
+
+# --- what to ask --------------------------------------------------------------------------------------------
+
+
+def test_samples_are_short_questions_that_the_checkpoint_answered_rightly(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    template = TEMPLATES["chatml"]
+    assert samples("sft", template) == []
+    first, second, wrong = "ما جمع كتاب؟", "اكتب العدد 3 بالحروف.", "من أنت؟"
+    long = "ما " + "أطول " * 40
+    talk = [*ask("نعم؟"), {"role": "assistant", "content": "نعم"}, *ask("كم؟")]
+    asked = [*map(ask, (first, "ما جمع باب؟", wrong, long, second)), talk]
+    rows = [
+        {"benchmark": "held-out", "question": template.render(one), "reference": "كتب", "answer": "كتب "}
+        for one in asked
+    ]
+    rows[2]["answer"] = "لا"
+    Path("data/predictions").mkdir(parents=True)
+    parquet.write_table(pa.Table.from_pylist(rows), "data/predictions/dpo.parquet")
+    assert samples("kto", template) == samples("trial/kto", template) == [first, second]
+    Path("data/formatted/instructions").mkdir(parents=True)
+    prompts = pa.table({"prompt": [template.render(ask(wrong))]})
+    parquet.write_table(prompts, "data/formatted/instructions/validation.parquet")
+    assert samples("sft", template) == [wrong]  # not evaluated yet
+    parquet.write_table(prompts, "data/predictions/sft.parquet")  # of another version
+    assert samples("sft", template) == [wrong]

@@ -67,6 +67,7 @@ def test_every_response_is_locked_down(shared_port):
             response.status == status
             and "default-src 'none'" in policy
             and "frame-ancestors 'none'" in policy
+            and "require-trusted-types-for 'script'; trusted-types dompurify" in policy
         )
         assert (
             response.getheader("x-content-type-options") == "nosniff"
@@ -84,6 +85,11 @@ def test_libraries_are_those_of_their_packages():
     assert set(named) == {path.name for path in VENDOR.iterdir() if path.suffix in (".js", ".mjs")}
     for name, (package, expected) in named.items():
         assert sha256(VENDOR / name) == expected and (VENDOR / f"{package}.LICENSE").exists()
+
+
+def test_two_runs_are_compared_by_their_last_checkpoints():
+    assert web.rivals(["base", "sft", "dpo"]) == ["sft", "dpo"]
+    assert web.rivals(["base", "sft", "dpo", "trial/sft", "trial/kto"]) == ["dpo", "trial/kto"]
 
 
 # --- blind votes --------------------------------------------------------------------------------------------

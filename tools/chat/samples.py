@@ -3,7 +3,7 @@
 from itertools import islice
 from pathlib import Path
 
-from pyarrow import parquet
+from pyarrow import ArrowException, parquet
 
 from stages.text.prompts import Template
 from tools.judged import PREDICTIONS, plain
@@ -19,8 +19,10 @@ def samples(checkpoint: str, template: Template) -> list[str]:
     """
     known = right(file(checkpoint)) or prompts(HELD_OUT)
     asked = (plain(one, template) for one in known if one.count(template.user) == 1)
-    short = (one for one in dict.fromkeys(asked) if "\n" not in one and len(one) <= LONGEST)
-    by_kind = {one.split()[0]: one for one in short}  # not three of one kind
+    short = (one for one in dict.fromkeys(asked) if "\n" not in one and one.strip() and len(one) <= LONGEST)
+    by_kind: dict[str, str] = {}  # not three of one kind
+    for one in short:
+        by_kind.setdefault(one.split()[0], one)
     return list(islice(by_kind.values(), SHOWN))
 
 
@@ -32,15 +34,20 @@ def file(checkpoint: str) -> Path:
 
 
 def right(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    table = parquet.read_table(path, columns=["benchmark", "question", "reference", "answer"])
     return [
         row["question"]
-        for row in table.to_pylist()
+        for row in rows(path, ["benchmark", "question", "reference", "answer"])
         if row["benchmark"] == "held-out" and row["answer"] and row["answer"].strip() == row["reference"]
     ]
 
 
 def prompts(path: Path) -> list[str]:
-    return parquet.read_table(path, columns=["prompt"])["prompt"].to_pylist() if path.exists() else []
+    return [row["prompt"] for row in rows(path, ["prompt"])]
+
+
+def rows(path: Path, columns: list[str]) -> list[dict]:
+    """None of a file that is not there, or is of another version: no sample is worth a server."""
+    try:
+        return parquet.read_table(path, columns=columns).to_pylist()
+    except (ArrowException, OSError):
+        return []

@@ -74,6 +74,7 @@ class Page:
     def __init__(self, service: Service, named: bool):
         self.service, self.models, self.named = service, service.models, named
         self.arena, self.started = Arena(), secrets.token_hex(8)
+        self.samples = samples(service.name, self.models.template)
 
     @property
     def routes(self) -> list[Route]:
@@ -89,7 +90,7 @@ class Page:
         chosen = {"checkpoints": names, "checkpoint": service.name, "named": self.named}
         chosen |= {"started": self.started, "rivals": rivals(names), "temperature": service.temperature}
         about = {"model": self.models.title, "system": self.models.system, "context": self.models.context}
-        return JSONResponse(chosen | about | {"samples": samples(service.name, self.models.template)})
+        return JSONResponse(chosen | about | {"samples": self.samples})
 
     async def battle(self, request: Request) -> Response:
         asked = await parsed(request, BattleBody)

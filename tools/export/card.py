@@ -14,6 +14,7 @@ from stages.settings import manifest
 from stages.settings.errors import one_line
 from stages.settings.files import read_json
 from stages.sources import hub
+from tools.chat.models import called
 
 HUB_LICENCES = (
     "apache-2.0",
@@ -90,7 +91,7 @@ def base_name(base: dict) -> str:
 
 
 def title(checkpoint: Path, base: dict) -> str:
-    return f"{base_name(base).split('/')[-1]}-arabic-{checkpoint.name}"
+    return f"{base_name(base).split('/')[-1]}-arabic-{called(checkpoint.name, checkpoint)}"
 
 
 def metadata(checkpoint: Path, base: dict, sources: list[dict], tables: dict) -> str:
