@@ -344,6 +344,9 @@ def test_answers_are_compared_more_strictly_than_prompts(examine, one, other, sa
     assert (found.exact[0] == found.exact[1]) == same
 
 
+TASK = "أنت طبيب خبير يجيب عن أسئلة المرضى " + " ".join(f"تعليمة{i}" for i in range(60))
+
+
 def misread(text, encoding):
     return "".join(bytes([byte]).decode(encoding, "ignore") or chr(byte) for byte in text.encode())
 
@@ -491,6 +494,17 @@ def test_a_prompt_is_always_on_the_same_side():
     assert 0.08 < sides.count("validation") / 2000 < 0.12
 
 
+def test_questions_on_one_passage_stay_on_one_side(examine):
+    text = " ".join(f"كلمة{i}" for i in range(25))
+    rows = [layouts.instruction(f"{TASK}\n\n{text} {i // 5}\n\nما رقم {i}؟", f"{i}") for i in range(400)]
+    rows += [layouts.instruction(f"{TASK}\nما رقم {i}؟", f"{i}") for i in range(600)]
+    rows = [row | {"split": None} for row in rows]
+    sides = examine("instructions", rows, max_length=2048, validation=0.2).rows["split"].to_pylist()
+    assert all(len(set(sides[start : start + 5])) == 1 for start in range(0, 400, 5))
+    assert 0.1 < sides[:400].count("validation") / 400 < 0.3
+    assert 0.1 < sides[400:].count("validation") / 600 < 0.3  # one wording is no passage
+
+
 def sources(folder, role, **tables):
     """data/raw of a role, from rows by dataset."""
     raw = folder / "data/raw" / role
@@ -554,9 +568,6 @@ def test_the_account_of_a_mixture_adds_up(project):
     assert not set(train["prompt"].to_pylist()) & set(validation["prompt"].to_pylist())
     assert "second:52" in validation["id"].to_pylist()
     assert "first:7" in validation["id"].to_pylist()  # another source holds its prompt out
-
-
-TASK = "أنت طبيب خبير يجيب عن أسئلة المرضى " + " ".join(f"تعليمة{i}" for i in range(60))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ What takes two rows to see, duplicates, is in duplicates.py; this module leaves 
 by.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
@@ -21,6 +22,7 @@ from stages.text import arabic
 from stages.text.prompts import SPECIAL, Template
 from stages.text.shingles import hash_words
 
+PASSAGE = 20  # words
 LONGEST_TOKEN = 256  # characters, more than any token of Qwen's vocabulary has
 ANSWERS = {
     "instructions": ("completion",),
@@ -97,8 +99,9 @@ class Examiner:
         self.tokenise([row for row in rows if not row["reason"]])
         texts = [[*row["prompt_words"], *row["answer_words"]] for row in rows]
         hashes, owners = hash_words(texts)
-        for row in rows:
-            row["split"] = row["split"] or split_of(row["prompt_key"], self.settings.format.validation)
+        for row, passage in zip(rows, passages([row["asked"] for row in rows])):
+            side = split_of(passage or row["prompt_key"], self.settings.format.validation)
+            row["split"] = row["split"] or side
         self.mark_leaks(rows, hashes, owners)
         pairs, owners = self.told_apart_by(rows, hashes, owners)
         return Examined(
@@ -131,7 +134,14 @@ class Examiner:
         common |= {name: [] for name in TOKENS[self.settings.role]}
         if row["fault"]:
             empty = {"prompt_words": [], "answer_words": [], "contents": [], "given": []}
-            empty |= {"prompt_key": 0, "exact_key": 0, "unordered_key": 0, "short_key": 0, "led": 0}
+            empty |= {
+                "prompt_key": 0,
+                "exact_key": 0,
+                "unordered_key": 0,
+                "short_key": 0,
+                "led": 0,
+                "asked": "",
+            }
             return common | empty | {"reason": row["fault"], "detail": row["detail"], "text": row["original"]}
         template, names = self.settings.template, ANSWERS[self.settings.role]
         there = [name for name in names if row[name]]  # a single vote has one answer
@@ -262,6 +272,21 @@ def key(words: list[str], texts: list[str]) -> int:
     """A 64-bit hash of words, or of the texts themselves where these have no words (as "؟؟؟")."""
     known = " ".join(words) if any(word != arabic.LINE_END for word in words) else ""
     return xxh3_64_intdigest((known or "\0\0".join(texts)).encode())
+
+
+def passages(asked: list[str]) -> list[int]:
+    """A hash of the passage that each of a batch's questions is about, by which questions on one passage stay
+    on one side; 0 where there is none. That is its longest line of PASSAGE words and more, but for the
+    wording of a task, in which many of the questions agree.
+    """
+    lines = [
+        sorted({line for line in text.split("\n") if line.count(" ") >= PASSAGE - 1}, key=len, reverse=True)
+        for text in asked
+    ]
+    times = Counter(chain.from_iterable(lines))
+    most = min(max(20, len(asked) // 100), len(asked) / 2)
+    found = (next((line for line in own if times[line] <= most), "") for own in lines)
+    return [xxh3_64_intdigest(line.encode()) if line else 0 for line in found]
 
 
 def joined(prompt_key: int, answer_keys: Iterable) -> int:
