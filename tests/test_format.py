@@ -570,24 +570,20 @@ def test_the_account_of_a_mixture_adds_up(project):
     assert "first:7" in validation["id"].to_pylist()  # another source holds its prompt out
 
 
-@pytest.mark.parametrize(
-    ("make", "lost"),
-    [
-        (lambda i: layouts.instruction(f"ما علاج المرض {i}؟", f"دواء {i}", TASK), 0),  # one system turn
-        (lambda i: layouts.instruction(f"{TASK}: ما علاج المرض {i}؟", "راجع طبيبك"), 0),  # one wording
-        (
-            lambda i: layouts.instruction(f"{PASSAGE} {i // 5}\nمن رقم {i}؟", f"اسم {i % 3}"),
-            0,
-        ),  # five a passage
-        (lambda i: layouts.instruction(f"سؤال {i // 2}", f"{ANSWER} {i // 2}" + " أيضا" * (i % 2)), 30),
-    ],
-)
-def test_what_rows_share_makes_no_near_duplicates(project, make, lost):
+def test_what_rows_share_makes_no_near_duplicates(project):
     shutil.rmtree(project / "data/raw/instructions")
-    sources(project, "instructions", own=[make(i) for i in range(60)])
+    ask = layouts.instruction
+    makers = {
+        "one_system_turn": lambda i: ask(f"ما علاج المرض {i}؟", f"دواء {i}", TASK),
+        "one_wording": lambda i: ask(f"{TASK}: ما علاج المرض {i}؟", "راجع طبيبك"),
+        "five_on_a_passage": lambda i: ask(f"{PASSAGE} {i // 5}\nمن رقم {i}؟", f"اسم {i % 3}"),
+        "twins": lambda i: ask(f"سؤال {i // 2}", f"{ANSWER} {i // 2}" + " أيضا" * (i % 2)),
+    }
+    sources(project, "instructions", **{name: [make(i) for i in range(60)] for name, make in makers.items()})
     formatting.main("instructions")
     report = json.loads((project / "data/reports/instructions.json").read_text(encoding="utf-8"))
-    assert report["dropped"].get("near_duplicate", 0) == lost
+    lost = {name: one["dropped"].get("near_duplicate", 0) for name, one in report["sources"].items()}
+    assert lost == dict.fromkeys(makers, 0) | {"twins": 30}
 
 
 def test_a_dataset_may_keep_its_near_duplicates(project):
