@@ -59,7 +59,7 @@ NOT_RUN = {
 SLOW = ("python -m tools.chat", "python -m tools.export")
 # Files of the reader, and what stages make on other settings.
 NAMED_ONLY = {
-    "data/own/my.jsonl", "data/own/exam.jsonl", "data/own/facts.jsonl", "data/feedback/preferences.jsonl",
+    "data/own/my.jsonl", "data/own/big.jsonl", "models/own/my-base", "data/own/exam.jsonl", "data/own/facts.jsonl", "data/feedback/preferences.jsonl",
     "models/refine-<item>",
 }  # fmt: skip
 
