@@ -70,14 +70,15 @@ def main(checkpoint: str) -> None:
         texts = spread(texts, params.evaluate.held_out)
         losses, stops = heldout.score_texts(model, texts)
         laps.append(("held-out texts", perf_counter()))
-        facts, answers = heldout.health(model, spread(texts, params.evaluate.health_prompts))
+        asked = [row for row in texts if row["prompt"]]  # raw text has none
+        facts, answers = heldout.health(model, spread(asked, params.evaluate.health_prompts))
         laps.append(("health", perf_counter()))
         entries = scores.scores(rows)
         rows += map(benchmarks.complete, answers)
         measures = {
             **scores.overall(entries),
             **scores.place_bias(rows),
-            **heldout.text_scores(texts, losses, stops, model.template.stop),
+            **heldout.text_scores(losses, stops),
             **heldout.preference_scores(chosen, rejected),
             **rewards,
             **facts,

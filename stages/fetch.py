@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatch
-from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -26,10 +25,11 @@ from stages.settings.params import GATE_KEYS, ROLES, Own, Rows, Source
 from stages.settings.stage import role_argument, stage
 from stages.sources import hub, tables
 from stages.sources.catalog import adapter_of
-from stages.sources.layouts import SCHEMAS, Adapter, Fault, Row
+from stages.sources.layouts import SCHEMAS, Adapter, Fault, Row, last_answer_alone
 
 WATCHED = (Path("data/own"), Path("data/feedback"))  # by DVC
-GROUP = 10_000  # rows a row group: what a later stage holds in memory at a time
+# Of a row group, what a later stage holds in memory at a time: rows, and characters of answers.
+GROUP, GROUP_TEXT = 10_000, 2**22
 Files = dict[str, tables.Dialect]  # of a dataset, by their paths in its folder, and how each is written
 SAMPLE_SEED = 11  # of the fixed sample that a cap takes; as a dataset grows, what was taken stays
 
@@ -83,6 +83,8 @@ def published(key: str, role: str, name: str, source: Source, wanted: Rows) -> t
         adapter = replace(adapter, convert=adapter.learn(readable(root, files)))
     mask = sample(tasks, wanted)
     rows = adapted(role, name, adapter, root, files, mask)
+    if wanted.train_on == "last":
+        rows = map(last_answer_alone, rows)
     facts |= {
         "published": len(tasks), "note": adapter.note, "taken": int(mask.sum()), "unread": unread,
         "files": {path: tables.said(root / path, how) for path, how in files.items()},
@@ -375,12 +377,12 @@ def write(path: Path, schema: pa.Schema, name: str, rows: Iterable[Row]) -> tupl
     """Write rows in row groups of bounded size; return how many, the faults among them, what is left out of
     others, and one fault in words.
     """
-    rows, taken, faults, notes, example = iter(rows), 0, Counter(), Counter(), ""
+    taken, faults, notes, example = 0, Counter(), Counter(), ""
     with (
         parquet.ParquetWriter(path, schema) as writer,
         tqdm(desc=name, unit=" rows", disable=None, leave=False) as bar,
     ):
-        while group := list(islice(rows, GROUP)):
+        for group in groups(rows):
             writer.write_table(pa.Table.from_pylist(group, schema))
             bad = [row for row in group if row.get("fault")]
             example = example or (f"{bad[0]['id']}: {bad[0]['detail']}" if bad else "")
@@ -389,6 +391,19 @@ def write(path: Path, schema: pa.Schema, name: str, rows: Iterable[Row]) -> tupl
             taken += len(group)
             bar.update(len(group))
     return taken, faults, notes, example
+
+
+def groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Rows in groups of bounded size: a few hundred of long documents fill one."""
+    group, size = [], 0
+    for row in rows:
+        group.append(row)
+        size += sum(len(turn["content"]) for turn in row.get("completion") or ())
+        if len(group) == GROUP or size >= GROUP_TEXT:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def summary(role: str, name: str, source: dict, faults: dict[str, int]) -> str:

@@ -1,7 +1,8 @@
 """Raw rows → Arabic prompts: data/raw/<role> → data/formatted/<role>/{train,validation}.parquet, what was
 dropped → data/reports/<role>.parquet, the account of all → data/reports/<role>.json.
 
-Every row that comes in is kept or stands in the report with the reason why not; nothing is truncated.
+Every row that comes in is kept or stands in the report with the reason why not. A conversation that is too
+long keeps the turns that fit, whole, and a long document becomes several rows; both are counted.
 """
 
 import os
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 from tqdm import tqdm
 
-from stages.gate import account, duplicates, leaks, quality
+from stages.gate import account, documents, duplicates, leaks, quality
 from stages.settings import manifest
 from stages.settings.errors import Problem, one_line_errors
 from stages.settings.files import read_json, replace_file, replace_folder, write_json
@@ -63,11 +64,7 @@ def main(role: str) -> None:
             report = account.report(tally, sources, settings.leaks)
             gate(role, params, report, tally.examples)
         write_json(reports.with_suffix(".json"), report)
-        lost = sum(report["dropped"].values())
-        print(
-            f"format: {role}: {report['train']:,} train, {report['validation']:,} validation, {lost:,} "
-            "dropped"
-        )
+        print(f"format: {role}: {summary(report)}")
 
 
 # --- 1. single rows -----------------------------------------------------------------------------------------
@@ -272,8 +269,8 @@ def write(
             rows = settled(parquet.read_table(batch.shard), batch, verdicts, twins)
             kept = pc.equal(rows["reason"], "")
             held_out = pc.equal(rows["split"], "validation")
-            train.write_table(rows.filter(pc.and_not(kept, held_out)).select(trained.names))
-            validation.write_table(rows.filter(pc.and_(kept, held_out)).select(trained.names))
+            for mask, writer in ((pc.and_not(kept, held_out), train), (pc.and_(kept, held_out), validation)):
+                writer.write_table(documents.in_pieces(rows.filter(mask)).select(trained.names))
             dropped.write_table(account.dropped(rows, role))
             tally.add(rows)
     tally.repeated = twins.most_repeated(verdicts)
@@ -339,6 +336,20 @@ class Twins:
         return parquet.read_table(batch.shard, columns=["prompt"])["prompt"][
             int(place - batch.start)
         ].as_py()[:300]
+
+
+def summary(report: dict) -> str:
+    """What became of the rows, and of those that are not as they came."""
+    sources, kept = report["sources"].values(), report["train"] + report["validation"]
+    rows, answers = (sum(one["shortened"][name] for one in sources) for name in ("rows", "answers"))
+    lines = sum(one["lines"] for one in sources)
+    parts = [
+        f"{report['train']:,} train, {report['validation']:,} validation, "
+        f"{sum(report['dropped'].values()):,} dropped",
+        f"{rows:,} conversations without their last {answers:,} answers, which did not fit" if rows else "",
+        f"documents in pieces: {lines:,} rows of {kept:,}" if lines > kept else "",
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def gate(role: str, params: Params, report: dict, examples: dict[str, str]) -> None:

@@ -91,10 +91,11 @@ def chosen(params: Params, template: Template) -> list[dict]:
         for row in parquet.read_table(FORMATTED / role / "validation.parquet", columns=["prompt"]).to_pylist()
     }
     found = {}
-    columns = ["id", "source", "prompt", "completion"]
+    columns = ["id", "source", "prompt", "completion", "trained"]
     for row in parquet.read_table(FORMATTED / "instructions/train.parquet", columns=columns).to_pylist():
         dataset = row["source"].partition("/")[0]  # of the built-in ones a family follows
-        if params.sample.dataset in ("all", dataset) and row["prompt"] not in held_out:
+        asked = row["prompt"] and row["prompt"] not in held_out  # raw text asks nothing
+        if asked and params.sample.dataset in ("all", dataset):
             found.setdefault(row["prompt"], row)
     order = sorted(found.values(), key=lambda row: hashed(f"{params.seed} {row['id']}"))[
         : params.sample.prompts
@@ -111,13 +112,19 @@ def chosen(params: Params, template: Template) -> list[dict]:
 
 def conversations(rows: list[dict]) -> dict[str, list[Message]]:
     """The messages that prompts were rendered from, by id: in the raw rows, which the gate reads again."""
-    wanted, found = {row["id"] for row in rows}, {}
+    answers, found = {row["id"]: len(row["trained"]) // 2 for row in rows}, {}
     for name in read_json(RAW / "sources.json"):
         with parquet.ParquetFile(RAW / f"{name}.parquet") as file:
-            for batch in file.iter_batches(columns=["id", "prompt"]):
-                kept = batch.filter(pc.is_in(batch["id"], pa.array(wanted)))
-                found.update((raw["id"], raw["prompt"]) for raw in kept.to_pylist())
+            for batch in file.iter_batches(columns=["id", "prompt", "completion"]):
+                kept = batch.filter(pc.is_in(batch["id"], pa.array(list(answers))))
+                found |= {raw["id"]: before_last(raw, answers[raw["id"]]) for raw in kept.to_pylist()}
     return found
+
+
+def before_last(raw: dict, answers: int) -> list[Message]:
+    """What comes before the last of the answers that are trained: a long conversation has lost some."""
+    places = [place for place, one in enumerate(raw["completion"]) if one["role"] == "assistant"]
+    return raw["prompt"] + raw["completion"][: places[answers - 1]]
 
 
 def hashed(text: str) -> str:

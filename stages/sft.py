@@ -1,6 +1,7 @@
 """Supervised fine-tuning: the base model learns to answer → models/sft.
 
-Only the answers are trained (and the stop token that ends each): prompt and completion are separate columns.
+Only the answers are trained (and the stop token that ends each), and documents, which are raw text: which
+tokens these are stands beside them (`trained`).
 """
 
 from pathlib import Path

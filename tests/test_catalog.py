@@ -287,8 +287,8 @@ def test_own_data_needs_no_code(tmp_path):
     chat = {"messages": ASK + GOOD + ASK + BAD}
     (tmp_path / "chat.jsonl").write_text(json.dumps(chat), encoding="utf-8")
     ((row,), _) = taken(tmp_path / "chat.jsonl", columns={"messages": "messages"})
-    assert row["prompt"] == ASK + GOOD + ASK
-    assert row["completion"] == BAD
+    assert row["prompt"] == ASK
+    assert row["completion"] == GOOD + ASK + BAD
     (tmp_path / "turns.jsonl").write_text(json.dumps({"q": ASK + GOOD + ASK, "a": "تونس"}), encoding="utf-8")
     assert taken(tmp_path / "turns.jsonl", columns=COLUMNS)[0] == [
         row | {"id": "mine:0"}
@@ -362,8 +362,9 @@ def test_no_column_is_lost_without_a_word(tmp_path):
     assert own(tmp_path, columns | {"input": "input"}, *table)[0] == joined
     whole, facts = own(tmp_path, columns | {name: name for name in ("input", "system", "history")}, *table)
     assert facts["unread"] == []
-    assert whole[0]["prompt"] == messages(
-        ("system", "أجب"), ("user", "س"), ("assistant", "ج"), ("user", "لخص\n\nنص طويل")
+    assert whole[0]["prompt"] == messages(("system", "أجب"), ("user", "س"))
+    assert whole[0]["completion"] == messages(
+        ("assistant", "ج"), ("user", "لخص\n\nنص طويل"), ("assistant", "12")
     )
     assert whole[1]["prompt"] == messages(("user", "عد"))
     for name in ("system", "task"):
@@ -421,11 +422,11 @@ def test_the_turns_of_real_conversations_are_read(tmp_path):
     ((row,), _) = own(tmp_path, {"messages": "m"}, {"m": chat})
     written = '<tool_call>\n{"name": "طقس", "arguments": {"مدينة": "القاهرة"}}\n</tool_call>'
     told = "<tool_response>\n{}\n</tool_response>"
-    assert row["prompt"] == messages(
-        ("system", "أجب بإيجاز"), ("assistant", "أهلا"), ("user", "ما\nالطقس؟"),
+    assert row["prompt"] == messages(("system", "أجب بإيجاز"), ("assistant", "أهلا"), ("user", "ما\nالطقس؟"))
+    assert row["completion"] == messages(
         ("assistant", f"{written}\n{written}"), ("user", f"{told.format('حار')}\n{told.format('جاف')}"),
+        ("assistant", "حار وجاف"),
     )  # fmt: skip
-    assert row["completion"] == messages(("assistant", "حار وجاف"))
     assert row["detail"] == "turns after the last answer are left out"
     facts = {"taken": 1, "published": 1, "notes": {row["detail"]: 1}}
     said = fetch.summary("instructions", "mine", facts, {})
@@ -620,6 +621,7 @@ BESIDE = {"system": "s", "history": "h.text"}
 OWN = {
     "own text": ("instructions", BESIDE | {"prompt": ["p", "i"], "completion": "a"}),
     "own chats": ("instructions", {"messages": "m", "system": "s"}),
+    "own documents": ("instructions", {"text": ["p", "a"]}),
     "own pairs": ("preferences", BESIDE | {"prompt": "p", "input": "i", "chosen": "a", "rejected": "b"}),
     "own votes": ("preferences", BESIDE | {"prompt": "p", "completion": "a", "label": "l"}),
     "own exams": ("benchmarks", {"question": "p", "choices": "o", "answer": "a", "level": "l"}),
@@ -629,7 +631,7 @@ OWN = {
     ),
     "own questions": ("benchmarks", {"question": ["p", "i"], "answer": "a"}),
 }
-FUZZED = ADAPTERS | {name: by_columns("x", role, names, None) for name, (role, names) in OWN.items()}
+FUZZED = ADAPTERS | {name: by_columns("x", role, names, 0) for name, (role, names) in OWN.items()}
 
 
 def fuzzed(name):
@@ -683,7 +685,7 @@ def test_no_row_however_broken_stops_a_run_or_gets_lost(name, examiners):
             found = examiners[adapter.role].examine(name, raw.to_pylist()).rows
             found.validate(full=True)
             assert len(found) == len(raw)
-            assert all(row["reason"] or row["prompt"] for row in found.to_pylist())
+            assert all(row["reason"] or row["prompt"] or row.get("pieces") for row in found.to_pylist())
 
     run()
 

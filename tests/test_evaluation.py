@@ -14,7 +14,6 @@ from pyarrow import parquet
 
 from stages import evaluate
 from stages.evaluation import benchmarks, candidate, heldout, scores
-from stages.model.scoring import Score
 from stages.settings.errors import Problem
 from stages.settings.reader import read
 from tests.conftest import Workspace
@@ -99,10 +98,8 @@ def test_a_requirement_stops_a_trained_checkpoint_and_says_by_how_much():
 
 
 def test_perplexity_per_byte_does_not_depend_on_the_tokenizer():
-    rows = [{"completion": "نعم<|im_end|>"}]
-    coarse, fine = ([Score(-6.0, tokens, 3)] for tokens in (2, 6))
-    stops = [Score(math.log(0.25), 1, 10)]
-    a, b = (heldout.text_scores(rows, own, stops, "<|im_end|>") for own in (coarse, fine))
+    coarse, fine = ([heldout.Held(-6.0, tokens, size=6)] for tokens in (2, 6))
+    a, b = (heldout.text_scores(own, [math.log(0.25)]) for own in (coarse, fine))
     assert a["stop_probability"] == 0.25  # and the stop token is in neither of the others
     assert a["validation_loss"] != b["validation_loss"]
     assert (

@@ -3,7 +3,7 @@ how far it has moved.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
@@ -12,29 +12,48 @@ from transformers import PreTrainedModel
 from stages.evaluation.candidate import Candidate, as_reference
 from stages.evaluation.health import health as signs
 from stages.model.generation import Answer
-from stages.model.scoring import Score
+from stages.model.scoring import Score, Sequence, summed
 
 
-def score_texts(candidate: Candidate, rows: list[dict]) -> tuple[list[Score], list[Score]]:
-    """Of held-out answers without the stop token, and of the stop token after each."""
-    stop = candidate.template.stop
-    texts = [(row["prompt"], row["completion"].removesuffix(stop)) for row in rows]
-    scores = candidate.score([*texts, *((prompt + text, stop) for prompt, text in texts)], "held-out texts")
-    return scores[: len(rows)], scores[len(rows) :]
+@dataclass(frozen=True)
+class Held:
+    """Log-probability of a held-out text in nats, its tokens and its bytes as UTF-8."""
+
+    logp: float
+    tokens: int
+    size: int
 
 
-def text_scores(rows: list[dict], scores: list[Score], stops: list[Score], stop: str) -> dict[str, float]:
-    """Loss is in nats per token of an answer; perplexity per byte of it can be compared across tokenizers.
-    The stop token is in neither: a base model that never learned it would seem to gain in all else. How
-    probable it is where an answer ends stands apart.
+def score_texts(candidate: Candidate, rows: list[dict]) -> tuple[list[Held], list[float]]:
+    """Of all that is trained of held-out rows (answers, and raw text), without the token that ends it; and of
+    the stop token after each answer the log-probability.
     """
-    nats = -sum(score.logp for score in scores)
-    size = sum(len(row["completion"].removesuffix(stop).encode()) for row in rows)
-    return {
-        "validation_loss": round(nats / sum(score.tokens for score in scores), 4),
-        "byte_perplexity": round(math.exp(nats / size), 4),
-        "stop_probability": round(fmean(math.exp(score.logp) for score in stops), 4),
+    stop, *others = candidate.tokenizer.convert_tokens_to_ids(candidate.template.stops)
+    texts, stops = [], []
+    for ids, trained in ((row["input_ids"], row["trained"]) for row in rows):
+        for start, end in zip(trained[::2], trained[1::2]):
+            last = end - (ids[end - 1] in (stop, *others))
+            if last > start:  # one token of a text and its end leave nothing
+                texts.append(Sequence(ids[: last - 1], ids[start:last]))
+            if ids[end - 1] == stop:
+                stops.append(Sequence(ids[: end - 1], [stop]))
+    found = summed(candidate.model, [*texts, *stops], f"{candidate.name}: held-out texts")
+    sizes = [len(text.encode()) for text in candidate.tokenizer.batch_decode([one.answer for one in texts])]
+    held = [Held(logp, len(one.answer), size) for logp, one, size in zip(found, texts, sizes)]
+    return held, found[len(texts) :]
+
+
+def text_scores(texts: list[Held], stops: list[float]) -> dict[str, float]:
+    """Loss is in nats per token of what is trained; perplexity per byte of it can be compared across
+    tokenizers. The stop token is in neither: a base model that never learned it would seem to gain in all
+    else. How probable it is where an answer ends stands apart, if there are answers.
+    """
+    nats = -sum(text.logp for text in texts)
+    measures = {
+        "validation_loss": round(nats / sum(text.tokens for text in texts), 4),
+        "byte_perplexity": round(math.exp(nats / sum(text.size for text in texts)), 4),
     }
+    return measures | ({"stop_probability": round(fmean(map(math.exp, stops)), 4)} if stops else {})
 
 
 def score_pairs(candidate: Candidate, pairs: list[dict]) -> tuple[list[Score], list[Score]]:
@@ -108,9 +127,11 @@ def preference_scores(chosen: list[Score], rejected: list[Score]) -> dict[str, f
 
 
 def health(candidate: Candidate, texts: list[dict]) -> tuple[dict[str, float], list[dict]]:
-    """Of the candidate's answers to held-out prompts, and the answers as rows of predictions: to be read, not
-    scored.
+    """Of the candidate's answers to held-out prompts (the last turn of conversations), and the answers as
+    rows of predictions: to be read, not scored.
     """
+    if not texts:
+        return {}, []
     prompts, stop = [row["prompt"] for row in texts], candidate.template.stop
     answers, references = (
         candidate.answers(prompts, "held-out prompts"),

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.gate import documents
 from stages.gate.leaks import Index
 from stages.gate.quality import ANSWERS
 
@@ -23,6 +24,9 @@ class Tally:
     tokens: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     arabic: Counter = field(default_factory=Counter)
     saved: Counter = field(default_factory=Counter)
+    pieces: Counter = field(default_factory=Counter)  # of documents, beyond the first of each
+    cut: Counter = field(default_factory=Counter)  # conversations, and the answers that they have lost
+    cut_answers: Counter = field(default_factory=Counter)
     leaks: Counter = field(default_factory=Counter)
     noted: Counter = field(default_factory=Counter)  # by (dataset, "repaired" or "defects", what)
     examples: dict[str, str] = field(default_factory=dict)  # the first row of each reason, in words
@@ -40,7 +44,12 @@ class Tally:
             first = rows.slice(pc.index(outcome, reason).as_py(), 1).to_pylist()[0]
             self.examples[reason] = f"{first['id']} {first['detail']}".strip()
         kept = rows.filter(pc.equal(rows["reason"], ""))
-        self.tokens[dataset].append(kept["tokens"].to_numpy())
+        lines = documents.in_pieces(kept)
+        self.tokens[dataset].append(lines["tokens"].to_numpy())
+        self.pieces[dataset] += len(lines) - len(kept)
+        cut = pc.filter(kept["cut"], pc.greater(kept["cut"], 0))
+        self.cut[dataset] += len(cut)
+        self.cut_answers[dataset] += pc.sum(cut, min_count=0).as_py()
         self.arabic[dataset] += pc.sum(kept["arabic"], min_count=0).as_py()
         self.saved[dataset] += pc.sum(kept["saved"], min_count=0).as_py()
         for column in ("repaired", "defects"):
@@ -91,6 +100,8 @@ def source_report(name: str, source: dict, tally: Tally) -> dict:
         "arabic_share": round(tally.arabic[name] / max(kept, 1), 4),
         "tokens_saved_share": round(tally.saved[name] / max(tokens["total"] + tally.saved[name], 1), 4),
         "tokens": tokens,
+        "shortened": {"rows": tally.cut[name], "answers": tally.cut_answers[name]},
+        "lines": kept + tally.pieces[name],
     }
 
 

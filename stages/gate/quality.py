@@ -12,10 +12,10 @@ from itertools import chain
 
 import numpy as np
 import pyarrow as pa
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from xxhash import xxh3_64_intdigest
 
-from stages.gate import defects, duplicates, language
+from stages.gate import defects, documents, duplicates, language
 from stages.gate.leaks import Guard, Index
 from stages.settings.params import Format, Prompt, Text
 from stages.text import arabic
@@ -59,7 +59,9 @@ def schema(role: str) -> pa.Schema:
     """Of examined rows: what is trained on, then what became of the row."""
     trained = ["prompt", *ANSWERS[role], "source", "id"]
     trained_ids = [(name, pa.list_(pa.int32())) for name in TOKENS[role]]
-    account = [("tokens", pa.int32()), ("saved", pa.int32()), ("arabic", pa.float32())]
+    if "completion" in trained:
+        trained_ids.append(("pieces", pa.list_(documents.PIECE)))
+    account = [("tokens", pa.int32()), ("saved", pa.int32()), ("arabic", pa.float32()), ("cut", pa.int32())]
     verdict = [(name, pa.string()) for name in ("split", "dataset", "reason", "detail", "leak", "text")]
     noted = [(name, pa.list_(pa.string())) for name in ("repaired", "defects")]
     compared = [("asked", pa.string()), ("said", pa.list_(pa.string()))]
@@ -97,6 +99,9 @@ class Examiner:
             row["reason"] = row["reason"] or self.fault(row)
             row["detail"] = row["detail"] or self.detail(row)
         self.tokenise([row for row in rows if not row["reason"]])
+        for place, row in enumerate(rows):
+            if row["reason"] == "too_long" and row["fitting"]:
+                rows[place] = self.shortened(dataset, raw[place], row["fitting"])
         texts = [[*row["prompt_words"], *row["answer_words"]] for row in rows]
         hashes, owners = hash_words(texts)
         for row, passage in zip(rows, passages([row["asked"] for row in rows])):
@@ -130,7 +135,7 @@ class Examiner:
     def cleaned(self, dataset: str, row: dict) -> dict:
         """A row with normalised text, rendered by the template; a row with a fault passes as it is."""
         common = {"source": row["source"], "id": row["id"], "dataset": dataset, "split": row["split"]}
-        common |= {"tokens": 0, "saved": 0, "arabic": 0.0, "leak": ""}
+        common |= {"tokens": 0, "saved": 0, "arabic": 0.0, "leak": "", "cut": 0, "fitting": 0, "pieces": []}
         common |= {name: [] for name in TOKENS[self.settings.role]}
         if row["fault"]:
             empty = {"prompt_words": [], "answer_words": [], "contents": [], "given": []}
@@ -145,10 +150,12 @@ class Examiner:
             return common | empty | {"reason": row["fault"], "detail": row["detail"], "text": row["original"]}
         template, names = self.settings.template, ANSWERS[self.settings.role]
         there = [name for name in names if row[name]]  # a single vote has one answer
-        given = [turn["content"] for turn in row["prompt"]] + [row[name][-1]["content"] for name in there]
+        before = [*row["prompt"], *(turn for name in there[:1] for turn in row[name][:-1])]
+        given = [turn["content"] for turn in before] + [row[name][-1]["content"] for name in there]
         mended, repairs = zip(*map(defects.repaired, given)) if given else ((), ())
         contents = [self.normalise(content) for content in mended]
-        turns = [{"role": turn["role"], "content": content} for turn, content in zip(row["prompt"], contents)]
+        turns = [{"role": turn["role"], "content": content} for turn, content in zip(before, contents)]
+        system = self.settings.prompt.system
         asked, answered = contents[: len(turns)], contents[len(turns) :]
         own = "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
         prompt_words, answer_words = words_of(asked), [arabic.words(answer) for answer in answered]
@@ -156,10 +163,15 @@ class Examiner:
             key(prompt_words, asked),
             [key(arabic.exact_words(answer), [answer]) for answer in answered],
         )
+        is_document = bool(there) and row[there[0]][-1]["role"] == "text"
+        if is_document:  # which has no prompt: it is held out, or not, by itself
+            (prompt_key,) = keys
+        complete = template.document if is_document else template.complete
         return common | {
-            "prompt": template.render(turns, self.settings.prompt.system),
+            "prompt": "" if is_document else template.render(turns, system),
             **dict.fromkeys(names, ""),
-            **{name: template.complete(answer) for name, answer in zip(there, answered)},
+            **{name: complete(answer) for name, answer in zip(there, answered)},
+            "is_document": is_document, "before": template.answers(turns, len(row["prompt"]), system),
             "given": given, "contents": contents, "answers": answered,
             "prompt_words": prompt_words, "answer_words": list(chain.from_iterable(answer_words)),
             "prompt_key": prompt_key, "exact_key": joined(prompt_key, zip(there, keys)),
@@ -183,7 +195,8 @@ class Examiner:
             return "empty"
         if any(token in content for content in contents for token in self.special):
             return "special_token"  # it would end the turn, or open another
-        if sum(map(len, contents)) > LONGEST_TOKEN * self.settings.prompt.max_length:
+        longest = LONGEST_TOKEN * self.settings.prompt.max_length
+        if sum(map(len, contents)) > longest and not row["is_document"] and not row["before"]:
             return "too_long"  # for certain, and counting the tokens of a whole book would take minutes
         if any(len(answer) < gate.min_answer and not is_choice(answer) for answer in answers):
             return "too_short"
@@ -191,7 +204,7 @@ class Examiner:
             return "wrong_language"
         if len(answers) == 2 and answers[0] == answers[1]:
             return "chosen_is_rejected"
-        if contents[-len(answers) - 1] in answers:
+        if not row["is_document"] and contents[-len(answers) - 1] in answers:
             return "answer_is_prompt"
         return next((name for name in row["defects"] if name in gate.drop), "")
 
@@ -210,38 +223,49 @@ class Examiner:
         than max_length.
         """
         limit = self.settings.prompt.max_length
-        by_answer = [self.parted(rows, name) for name in ANSWERS[self.settings.role]]
+        turns = [row for row in rows if not row["is_document"]]
+        by_answer = [self.parted(turns, name) for name in ANSWERS[self.settings.role]]
         changed = [row for row in rows if row["given"] != row["contents"]]
         before = self.lengths(["\n".join(row["given"]) for row in changed])
         after = self.lengths(["\n".join(row["contents"]) for row in changed])
-        for row, texts in zip(rows, zip(*by_answer)):
+        for row, texts in zip(turns, zip(*by_answer)):
             row |= self.ids_of(texts)
             row["tokens"] = max(len(ids) for ids, _ in texts)
             if row["tokens"] > limit:  # the stop token, or the whole answer, would be cut
                 row["reason"], row["detail"] = "too_long", f"{row['tokens']} tokens"
+                row["fitting"] = sum(end <= limit for end in row.get("trained", [])[1::2])
+        for row in rows:
+            if row["is_document"]:
+                found = self.tokenizer.encode(row["completion"])
+                row |= {"tokens": len(found), "pieces": documents.pieces(row["completion"], found, limit)}
         for row, then, now in zip(changed, before, after):
             row["saved"] = then - now
 
-    def parted(self, rows: list[dict], name: str) -> list[tuple[list[int], int]]:
-        """Ids of every prompt with an answer, and how many come before the first that holds some of the
-        answer.
+    def parted(self, rows: list[dict], name: str) -> list[tuple[list[int], list[int]]]:
+        """Ids of every prompt with an answer; and where in them the answers of the prompt that are trained
+        start and end, and the last answer starts.
         """
         encodings = self.tokenizer.encode_batch([row["prompt"] + row[name] for row in rows])
-        found = []
-        for row, encoding in zip(rows, encodings):
-            end = len(row["prompt"])
-            starts = (i for i, (_, stop) in enumerate(encoding.offsets) if stop > end)
-            found.append((encoding.ids, next(starts, len(encoding.ids))))
-        return found
+        places = ([*chain.from_iterable(row["before"]), len(row["prompt"])] for row in rows)
+        return [(encoding.ids, tokens_behind(encoding, own)) for encoding, own in zip(encodings, places)]
 
-    def ids_of(self, texts: tuple[tuple[list[int], int], ...]) -> dict[str, list[int]]:
+    def ids_of(self, texts: tuple[tuple[list[int], list[int]], ...]) -> dict[str, list[int]]:
         if len(texts) == 1:
-            ids, start = texts[0]
-            return {"input_ids": ids, "trained": [start, len(ids)]}
+            ids, places = texts[0]
+            return {"input_ids": ids, "trained": [*places, len(ids)]}
         # of a single vote the prompt alone, or less where tokens merge
-        start = min(start for _, start in texts)
+        start = min(places[-1] for _, places in texts)
         (chosen, _), (rejected, _) = texts
         return {"prompt_ids": chosen[:start], "chosen_ids": chosen[start:], "rejected_ids": rejected[start:]}
+
+    def shortened(self, dataset: str, raw: dict, answers: int) -> dict:
+        """A conversation too long to be trained whole, up to the last of `answers` that fit."""
+        ends = [place for place, turn in enumerate(raw["completion"], 1) if turn["role"] == "assistant"]
+        row = self.cleaned(dataset, raw | {"completion": raw["completion"][: ends[answers - 1]]})
+        row |= {"reason": self.fault(row), "cut": len(ends) - answers}
+        if not row["reason"]:
+            self.tokenise([row])
+        return row
 
     def lengths(self, texts: list[str]) -> list[int]:
         return [len(encoding) for encoding in self.tokenizer.encode_batch_fast(texts)]
@@ -262,6 +286,16 @@ def is_choice(answer: str) -> bool:
     """Whether so short an answer is one: a letter, a number, or yes or no."""
     core = answer.strip(" .()[]،:؛!\u0640").casefold()
     return (len(core) == 1 and core.isalpha()) or core.isdecimal() or core in YES_OR_NO
+
+
+def tokens_behind(encoding: Encoding, places: list[int]) -> list[int]:
+    """For places in a text, in characters and in order, the first token that reaches behind each."""
+    stops, found, token = [stop for _, stop in encoding.offsets], [], 0
+    for place in places:
+        while token < len(stops) and stops[token] <= place:
+            token += 1
+        found.append(token)
+    return found
 
 
 def words_of(texts: list[str]) -> list[str]:

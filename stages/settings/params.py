@@ -132,12 +132,14 @@ class Source(Section):
 
 
 class Rows(Section):
-    """How much to take: a sample of at most `rows`, and of at most `rows_per_task` of each task; and what the
-    quality gate does otherwise than by `format`, to training data.
+    """How much to take: a sample of at most `rows`, and of at most `rows_per_task` of each task; which
+    answers of a conversation are trained; and what the quality gate does otherwise than by `format`, to
+    training data.
     """
 
     rows: Amount = "all"
     rows_per_task: Count | None = None
+    train_on: Literal["all", "last"] = "all"
     language: Literal["arabic", "any"] | None = None
     near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None = None
 
@@ -177,6 +179,17 @@ class Mixture(Section):
             for key in GATE_KEYS:
                 if getattr(wanted, key) is not None:
                     raise ValueError(f"benchmarks.{name}.{key} is for data that is trained on: take it out")
+        return self
+
+    @model_validator(mode="after")
+    def conversations_are_instructions(self) -> "Mixture":
+        for role in ("preferences", "benchmarks"):
+            for name, wanted in getattr(self, role).items():
+                if wanted.train_on != "all":
+                    raise ValueError(
+                        f"{role}.{name}.train_on is {wanted.train_on!r}: it is for instructions and "
+                        "continued, whose answers are trained"
+                    )
         return self
 
 

@@ -21,7 +21,9 @@ from stages.sources.layouts import (
     before_empty,
     chat,
     compared,
+    conversation,
     conversational,
+    document,
     is_null,
     letter_places,
     parsed,
@@ -39,23 +41,28 @@ BEFORE = {"system", "input", "history"}  # what a prompt can have beside it
 COLUMNS = {  # ours: needed, optional
     "instructions": ({"prompt", "completion"}, BEFORE | {"task"}),
     "conversations": ({"messages"}, {"system", "task"}),
+    "documents": ({"text"}, {"task"}),
     "preferences": ({"chosen", "rejected"}, BEFORE | {"prompt", "task"}),
     "single votes": ({"prompt", "completion", "label"}, BEFORE | {"task"}),
     "benchmarks": ({"question", "answer"}, {"choices", "context", *LABELS}),
 }
-SEVERAL = {"prompt", "completion", "chosen", "rejected", "system", "input", "question", "context", "choices"}
+SEVERAL = {
+    "prompt", "completion", "text", "chosen", "rejected", "system", "input", "question", "context", "choices"
+}  # fmt: skip
 Columns = dict[str, list[str]]  # of a row's parts; several of one part are joined
 
 
 def by_columns(key: str, role: str, given: dict[str, str | list[str]], answer_base: int | None) -> Adapter:
     """The adapter of a table whose columns params.yaml names. Raises Problem where a needed one is missing.
 
-    `prompt` may hold a chat list; {messages: …} is a whole conversation whose last answer is the completion.
+    `prompt` may hold a chat list; {messages: …} is a whole conversation, {text: …} a document without turns.
     Preferences that name a `label` are single votes.
     """
     layout = role
     if role == "instructions" and "messages" in given:
         layout = "conversations"
+    if role == "instructions" and "text" in given:
+        layout = "documents"
     if role == "preferences" and "label" in given:
         layout = "single votes"
     needed, extra = COLUMNS[layout]
@@ -69,6 +76,7 @@ def by_columns(key: str, role: str, given: dict[str, str | list[str]], answer_ba
     convert = {
         "instructions": own_instruction,
         "conversations": own_conversation,
+        "documents": own_document,
         "preferences": own_pair,
         "single votes": own_single,
         "benchmarks": own_question,
@@ -187,16 +195,15 @@ def own_conversation(row: Row, columns: Columns) -> Row:
     return conversation(messages) | left_out
 
 
-def conversation(messages: list[dict[str, str]]) -> Row:
-    prompt, completion, left_out = answered(messages)
-    return {"prompt": prompt, "completion": completion} | left_out
-
-
 def answering(row: Row, columns: Columns, name: str) -> list[dict[str, str]]:
     """An answer as a conversation: what it follows on stands in other columns, or before it in its own."""
     messages = answer(row, columns[name])
     messages = messages if asks(messages) else before(row, columns) + messages
     return led(row, columns, conversational(messages, name))
+
+
+def own_document(row: Row, columns: Columns) -> Row:
+    return document(joined(row, columns["text"]))
 
 
 def own_instruction(row: Row, columns: Columns) -> Row:

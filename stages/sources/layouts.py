@@ -1,6 +1,7 @@
 """Our three layouts, and how the cells and turns of real tables become theirs.
 
-instructions: prompt [{role, content}], completion [{role, content}]
+instructions: prompt [{role, content}], completion [{role, content}]: from the first answer that is trained to
+              the last one; of raw text the prompt is empty, and the completion one turn of the role "text"
 preferences:  prompt, chosen, rejected (message lists); of a single vote one of the two is empty: the answer
               was called good, or bad
 benchmarks:   question, context, choices, answer (index), references (texts, of a question without choices),
@@ -181,6 +182,24 @@ def answered(messages: list[dict[str, str]]) -> tuple[list, list, Row]:
     return messages[:last], messages[last : last + 1], left_out
 
 
+def conversation(messages: list[dict[str, str]]) -> Row:
+    """A conversation all of whose answers are trained: those that follow on a turn of the user's."""
+    prompt, completion, left_out = answered(messages)
+    messages = prompt + completion
+    first = next(place for place, one in enumerate(messages) if one["role"] == "user")
+    while messages[first]["role"] != "assistant":
+        first += 1
+    return {"prompt": messages[:first], "completion": messages[first:]} | left_out
+
+
+def last_answer_alone(row: Row) -> Row:
+    """The same conversation, of whose answers the last one is trained."""
+    if "completion" not in row:
+        return row  # it cannot be used
+    *before, last = row["completion"]
+    return row | {"prompt": row["prompt"] + before, "completion": [last]}
+
+
 def turns(value: Any, name: str) -> list[dict[str, str]]:
     """Turns as messages. An empty system turn is none; answers of tools are one user turn, as in Qwen's own
     template.
@@ -279,6 +298,11 @@ def instruction(prompt: str, completion: str, system: str = "") -> Row:
         "prompt": (turn("system", system) if system.strip() else []) + turn("user", prompt),
         "completion": turn("assistant", completion),
     }
+
+
+def document(text: str) -> Row:
+    """Raw text, all of which is trained."""
+    return {"prompt": [], "completion": turn("text", text)}
 
 
 def pair(prompt: str, chosen: str, rejected: str) -> Row:

@@ -52,6 +52,17 @@ class Template:
             return None
         return prompt.split(self.user)[1].removesuffix(self.turn_end + self.assistant)
 
+    def answers(self, messages: list[Message], first: int, system: str = "") -> list[tuple[int, int]]:
+        """Where the assistant's turns from the place `first` on stand in the rendered text of a conversation:
+        start and end in characters, the stop token of each included.
+        """
+        starts = [
+            (len(self.render(messages[:place], system)), self.complete(message["content"]))
+            for place, message in enumerate(messages)
+            if place >= first and message["role"] == "assistant"
+        ]
+        return [(start, start + len(text)) for start, text in starts]
+
     @property
     def stops(self) -> list[str]:
         """The tokens that end an answer where a model is used: its stop token, and what ended texts before it
@@ -72,6 +83,10 @@ class Template:
     def complete(self, answer: str) -> str:
         """The text to be learned after a rendered prompt: the answer and the stop token."""
         return answer + self.stop
+
+    def document(self, text: str) -> str:
+        """Raw text, with what ends texts."""
+        return text + self.end_of_text
 
 
 TEMPLATES = {

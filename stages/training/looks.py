@@ -101,10 +101,12 @@ class Answers(TrainerCallback):
         short = [pair for pair in pairs if len(pair[1]) <= ANSWER] or pairs[:PROMPTS]
         chosen = [short[i * len(short) // PROMPTS] for i in range(min(PROMPTS, len(short)))]
         start = self.tokenizer.bos_token or ""  # where a tokenizer adds one it would do so again
+        prompts, answers = ([pair[part] for pair in chosen] for part in (0, 1))
         self.prompts, self.wanted = (
-            [text.removeprefix(start) for text in self.tokenizer.batch_decode(part)] for part in zip(*chosen)
+            [text.removeprefix(start) for text in self.tokenizer.batch_decode(part)]
+            for part in (prompts, answers)
         )
-        self.limit = max(ANSWER, *(len(answer) for _, answer in chosen)) + ANSWER // 3
+        self.limit = max([ANSWER, *map(len, answers)]) + ANSWER // 3
 
     def on_train_begin(self, args, state, control, **kwargs):
         """A run that goes on shows what was answered up to there."""
@@ -177,13 +179,18 @@ class Answers(TrainerCallback):
 
 
 def prompts_and_answers(rows: Dataset) -> list[tuple[list[int], list[int]]]:
-    """The tokens of a prompt and of a good answer to it, as TRL's trainers hold them: of supervised rows,
-    pairs, or answers with a label.
+    """The tokens of a prompt and of a good answer to it, as TRL's trainers hold them: of supervised rows (the
+    last answer of a conversation, none of a document), pairs, or answers with a label.
     """
     if "input_ids" in rows.column_names:
-        starts = [next(i for i, label in enumerate(own) if label != -100) for own in rows["labels"]]
-        return [(ids[:start], ids[start:]) for ids, start in zip(rows["input_ids"], starts)]
+        starts = [last_answer(labels) for labels in rows["labels"]]
+        return [(ids[:start], ids[start:]) for ids, start in zip(rows["input_ids"], starts) if start > 1]
     if "chosen_ids" in rows.column_names:
         return list(zip(rows["prompt_ids"], rows["chosen_ids"]))
     good = rows.select([i for i, label in enumerate(rows["label"]) if label] or range(len(rows)))
     return list(zip(good["prompt_ids"], good["completion_ids"]))
+
+
+def last_answer(labels: list[int]) -> int:
+    """Where the last run of trained tokens starts, whose labels are not -100: 1 or 0 in a document."""
+    return next((i for i in range(len(labels), 0, -1) if labels[i - 1] == -100), 0)

@@ -178,8 +178,8 @@ def learn(
     trainer.args.eval_on_start = looks.count > 0 and not resumed
     curves = Path(f"metrics/curves/{name}.tsv")
     trainer.add_callback(looks)
-    if looks.count:
-        answers = Answers(title, trainer, looks.count, folder)
+    answers = Answers(title, trainer, looks.count, folder) if looks.count else None
+    if answers and answers.prompts:  # documents have none
         trainer.add_callback(answers)
         print(f"{name}: answers as it learns: {answers.page}", flush=True)
     trainer.add_callback(checkpoints.Seal(trainer.accelerator))

@@ -47,21 +47,20 @@ class AnswerTrainer(SFTTrainer):
         """Of held-out rows: nats per trained token, by the scorer of evaluation (no whole logits, no padding
         to speak of), and how probable the stop token is where an answer ends.
         """
-        rows = self.eval_dataset
-        answers = [
+        rows, stop = self.eval_dataset, self.processing_class.eos_token_id
+        trained = [
             (ids, start, end)
             for ids, labels in zip(rows["input_ids"], rows["labels"])
             for start, end in spans(labels)
         ]
-        whole = [Sequence(ids[: end - 1], ids[start:end]) for ids, start, end in answers]
-        stops = [Sequence(ids[: end - 1], ids[end - 1 : end]) for ids, _, end in answers]
+        whole = [Sequence(ids[: end - 1], ids[start:end]) for ids, start, end in trained]
+        stops = [Sequence(ids[: end - 1], [stop]) for ids, _, end in trained if ids[end - 1] == stop]
         self.model.eval()
         with self.accelerator.autocast():
             found = summed(self.model, [*whole, *stops], "a look at held-out rows")
-        metrics = {
-            "eval_loss": -sum(found[: len(whole)]) / sum(len(answer.answer) for answer in whole),
-            "eval_stop_probability": fmean(map(math.exp, found[len(whole) :])),
-        }
+        metrics = {"eval_loss": -sum(found[: len(whole)]) / sum(len(part.answer) for part in whole)}
+        if stops:  # documents alone have none
+            metrics["eval_stop_probability"] = fmean(map(math.exp, found[len(whole) :]))
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
