@@ -216,6 +216,7 @@ def test_trained_tokens_of_a_pack_are_those_of_its_rows(inside, tmp_path):
     alone = [row for row in rows if not row["prompt"]]
     trainer.eval_dataset = trainer.eval_dataset.select(range(len(alone)))
     assert set(trainer.evaluate()) == {"eval_loss"}  # documents end in no stop token of the template
+    assert looks.Answers("test", trainer, 1, tmp_path).prompts == []
 
 
 def test_held_out_loss_is_of_all_that_is_trained(inside):

@@ -103,8 +103,7 @@ class Answers(TrainerCallback):
         start = self.tokenizer.bos_token or ""  # where a tokenizer adds one it would do so again
         prompts, answers = ([pair[part] for pair in chosen] for part in (0, 1))
         self.prompts, self.wanted = (
-            [text.removeprefix(start) for text in self.tokenizer.batch_decode(part)]
-            for part in (prompts, answers)
+            [self.tokenizer.decode(ids).removeprefix(start) for ids in part] for part in (prompts, answers)
         )
         self.limit = max([ANSWER, *map(len, answers)]) + ANSWER // 3
 
