@@ -23,6 +23,7 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from stages.gate import account, documents, duplicates, leaks, quality
+from stages.gate.examples import most_repeated
 from stages.settings import manifest
 from stages.settings.errors import Problem, one_line_errors
 from stages.settings.files import read_json, replace_file, replace_folder, write_json
@@ -61,6 +62,10 @@ def main(role: str) -> None:
         reports = Path(f"data/reports/{role}.parquet")
         with replace_folder(Path("data/formatted") / role) as formatted:
             tally = write(role, batches, verdicts, formatted, reports)
+            twins = np.maximum(verdicts.exact, verdicts.near)  # of a row one of the two is -1
+            clean = partial(quality.cleaned, policy=params.text)
+            tally.shown = tally.seen.written(batches, twins, clean)
+            tally.repeated = most_repeated(batches, twins, clean)
             report = account.report(tally, sources, settings.leaks)
             gate(role, params, report, tally.examples)
         write_json(reports.with_suffix(".json"), report)
@@ -272,8 +277,7 @@ def write(
             for mask, writer in ((pc.and_not(kept, held_out), train), (pc.and_(kept, held_out), validation)):
                 writer.write_table(documents.in_pieces(rows.filter(mask)).select(trained.names))
             dropped.write_table(account.dropped(rows, role))
-            tally.add(rows)
-    tally.repeated = twins.most_repeated(verdicts)
+            tally.add(rows, batch.start)
     tally.repeats = twins.by_dataset(verdicts)
     return tally
 
@@ -321,22 +325,6 @@ class Twins:
             found.update((names[a], reason, names[b]) for a, b in zip(datasets[rows], datasets[twins[rows]]))
         return found
 
-    def most_repeated(self, verdicts: Verdicts, count: int = 10) -> list[dict]:
-        """The rows repeated most often, with how often and their prompts."""
-        found = np.concatenate([verdicts.exact, verdicts.near])
-        places, times = np.unique(found[found >= 0], return_counts=True)
-        order = np.argsort(-times, kind="stable")[:count]
-        return [
-            {"id": self.id(places[i]), "times": int(times[i]), "prompt": self.prompt(places[i])}
-            for i in order
-        ]
-
-    def prompt(self, place: int) -> str:
-        batch = next(batch for batch in self.batches if place < batch.start + batch.rows)
-        return parquet.read_table(batch.shard, columns=["prompt"])["prompt"][
-            int(place - batch.start)
-        ].as_py()[:300]
-
 
 def summary(report: dict) -> str:
     """What became of the rows, and of those that are not as they came."""
@@ -346,7 +334,7 @@ def summary(report: dict) -> str:
     parts = [
         f"{report['train']:,} train, {report['validation']:,} validation, "
         f"{sum(report['dropped'].values()):,} dropped",
-        f"{rows:,} conversations without their last {answers:,} answers, which did not fit" if rows else "",
+        f"conversations cut after whole turns: {rows:,}, by {answers:,} answers" if rows else "",
         f"documents in pieces: {lines:,} rows of {kept:,}" if lines > kept else "",
     ]
     return "; ".join(filter(None, parts))

@@ -84,7 +84,7 @@ def test_the_metrics_are_complete_and_free_of_noise(project):
         assert role["rows"] == role["train"] + role["validation"] + lost
         assert counts[name] == {"used": role["train"] + role["validation"], "dropped": lost}
     assert account["benchmarks"]["skills"]["rows"] == counts["benchmarks"]["skills"]["used"]
-    assert "<h2>instructions</h2>" in (project.path / "data/reports/index.html").read_text(encoding="utf-8")
+    assert "<h2>Instructions</h2>" in (project.path / "data/reports/index.html").read_text(encoding="utf-8")
     assert "margin" in (project.path / "metrics/curves/dpo.tsv").read_text().splitlines()[0].split("\t")
 
 

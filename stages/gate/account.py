@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.gate import documents
+from stages.gate.examples import Examples
 from stages.gate.leaks import Index
 from stages.gate.quality import ANSWERS
 
@@ -22,7 +23,8 @@ class Tally:
 
     counts: Counter = field(default_factory=Counter)
     tokens: dict[str, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
-    arabic: Counter = field(default_factory=Counter)
+    arabic: Counter = field(default_factory=Counter)  # shares of letters, summed over rows
+    latin: Counter = field(default_factory=Counter)
     saved: Counter = field(default_factory=Counter)
     pieces: Counter = field(default_factory=Counter)  # of documents, beyond the first of each
     cut: Counter = field(default_factory=Counter)  # conversations, and the answers that they have lost
@@ -32,9 +34,11 @@ class Tally:
     examples: dict[str, str] = field(default_factory=dict)  # the first row of each reason, in words
     repeated: list[dict] = field(default_factory=list)
     repeats: Counter = field(default_factory=Counter)  # by dataset, reason, and the dataset repeated
+    seen: Examples = field(default_factory=Examples)
+    shown: dict[str, list[dict]] = field(default_factory=dict)  # rows for people, by reason
 
-    def add(self, rows: pa.Table) -> None:
-        """Count a table of one dataset's rows."""
+    def add(self, rows: pa.Table, start: int) -> None:
+        """Count a table of one dataset's rows, the first of which is the row `start` of all."""
         dataset = rows["dataset"][0].as_py()
         outcome = pc.if_else(pc.equal(rows["reason"], ""), rows["split"], rows["reason"])
         self.counts.update(
@@ -51,10 +55,12 @@ class Tally:
         self.cut[dataset] += len(cut)
         self.cut_answers[dataset] += pc.sum(cut, min_count=0).as_py()
         self.arabic[dataset] += pc.sum(kept["arabic"], min_count=0).as_py()
+        self.latin[dataset] += pc.sum(kept["latin"], min_count=0).as_py()
         self.saved[dataset] += pc.sum(kept["saved"], min_count=0).as_py()
         for column in ("repaired", "defects"):
             names = pc.value_counts(pc.list_flatten(kept[column])).to_pylist()
             self.noted.update({(dataset, column, pair["values"]): pair["counts"] for pair in names})
+        self.seen.add(rows, start)
         self.leaks.update(leak for leak in rows["leak"].to_pylist() if leak)
 
 
@@ -84,6 +90,7 @@ def report(tally: Tally, sources: dict[str, dict], index: Index) -> dict:
         "sources": {name: source_report(name, source, tally) for name, source in sources.items()},
         "leaks": leak_report(tally, index),
         "repeated": tally.repeated,
+        "examples": tally.shown,
     }
 
 
@@ -98,6 +105,7 @@ def source_report(name: str, source: dict, tally: Tally) -> dict:
         **{"repaired": {}, "defects": {}, **by_kind(name, tally.noted)},
         "truncated_share": round(own["too_long"] / max(own.total(), 1), 4),
         "arabic_share": round(tally.arabic[name] / max(kept, 1), 4),
+        "latin_share": round(tally.latin[name] / max(kept, 1), 4),
         "tokens_saved_share": round(tally.saved[name] / max(tokens["total"] + tally.saved[name], 1), 4),
         "tokens": tokens,
         "shortened": {"rows": tally.cut[name], "answers": tally.cut_answers[name]},

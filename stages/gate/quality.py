@@ -61,7 +61,8 @@ def schema(role: str) -> pa.Schema:
     trained_ids = [(name, pa.list_(pa.int32())) for name in TOKENS[role]]
     if "completion" in trained:
         trained_ids.append(("pieces", pa.list_(documents.PIECE)))
-    account = [("tokens", pa.int32()), ("saved", pa.int32()), ("arabic", pa.float32()), ("cut", pa.int32())]
+    account = [("tokens", pa.int32()), ("saved", pa.int32()), ("cut", pa.int32())]
+    account += [("arabic", pa.float32()), ("latin", pa.float32())]
     verdict = [(name, pa.string()) for name in ("split", "dataset", "reason", "detail", "leak", "text")]
     noted = [(name, pa.list_(pa.string())) for name in ("repaired", "defects")]
     compared = [("asked", pa.string()), ("said", pa.list_(pa.string()))]
@@ -135,7 +136,8 @@ class Examiner:
     def cleaned(self, dataset: str, row: dict) -> dict:
         """A row with normalised text, rendered by the template; a row with a fault passes as it is."""
         common = {"source": row["source"], "id": row["id"], "dataset": dataset, "split": row["split"]}
-        common |= {"tokens": 0, "saved": 0, "arabic": 0.0, "leak": "", "cut": 0, "fitting": 0, "pieces": []}
+        common |= {"tokens": 0, "saved": 0, "cut": 0, "arabic": 0.0, "latin": 0.0, "leak": ""}
+        common |= {"fitting": 0, "pieces": []}
         common |= {name: [] for name in TOKENS[self.settings.role]}
         if row["fault"]:
             empty = {"prompt_words": [], "answer_words": [], "contents": [], "given": []}
@@ -167,6 +169,8 @@ class Examiner:
         if is_document:  # which has no prompt: it is held out, or not, by itself
             (prompt_key,) = keys
         complete = template.document if is_document else template.complete
+        whole = f"{own}\n{''.join(answered[:1])}"
+        share = language.share(own, "".join(answered[:1]))
         return common | {
             "prompt": "" if is_document else template.render(turns, system),
             **dict.fromkeys(names, ""),
@@ -181,7 +185,7 @@ class Examiner:
             "led": sum(len(arabic.words(turn["content"])) for turn in turns if turn["role"] == "system"),
             "repaired": sorted(set(chain.from_iterable(repairs))),
             "defects": defects.defects(contents, answered[0]) if answered else [],
-            "asked": own, "arabic": language.share(own, "".join(answered[:1])),
+            "asked": own, "arabic": share, "latin": arabic.latin_share(whole) if share < 1 else 0.0,
             "reason": "", "detail": "",
         }  # fmt: skip
 
@@ -263,6 +267,7 @@ class Examiner:
         ends = [place for place, turn in enumerate(raw["completion"], 1) if turn["role"] == "assistant"]
         row = self.cleaned(dataset, raw | {"completion": raw["completion"][: ends[answers - 1]]})
         row |= {"reason": self.fault(row), "cut": len(ends) - answers}
+        row["detail"] = self.detail(row)
         if not row["reason"]:
             self.tokenise([row])
         return row
@@ -277,6 +282,11 @@ class Examiner:
                 row["leak"] = item
                 if self.settings.format.leaks == "drop":
                     row["reason"], row["detail"] = "leak", f"holds {item.replace(chr(9), ' ')}"
+
+
+def cleaned(text: str, policy: Text) -> str:
+    """A text as it is trained on."""
+    return arabic.normalise(defects.repaired(text)[0], **policy.model_dump())
 
 
 YES_OR_NO = set("نعم لا كلا بلى أجل صح صحيح خطأ خطا غلط صواب yes no true false".split())

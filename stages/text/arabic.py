@@ -28,6 +28,7 @@ TOUCHING = re.compile(rf"(?<=\w)(?={PHRASE})|(?<={PHRASE})(?=\w)")
 EASTERN_DIGIT = re.compile("[٠-٩۰-۹]")
 SEPARATOR = re.compile(r"(?<=\d)[٫٬](?=\d)")  # of decimals, and of thousands
 LETTERS = re.compile(r"[^\W\d_]+")
+LATIN = re.compile("[A-Za-z\u00c0-\u024f]+")
 URDU_STOP = "\u06d4"
 
 
@@ -132,6 +133,12 @@ def _gap(match: re.Match) -> str:
     halves = line[: match.start()].split(), line[match.end() :].split()
     wide = len(gap) > 3 or (len(gap) == 3 and min(map(len, halves)) > 1)
     return gap if wide or "\t" in gap else " "
+
+
+def latin_share(text: str) -> float:
+    """Share of the letters in `text` that are Latin, 0..1; 0 for a text without letters."""
+    letters = sum(map(len, LETTERS.findall(text)))
+    return sum(map(len, LATIN.findall(text))) / letters if letters else 0.0
 
 
 # --- words, for comparisons ---------------------------------------------------------------------------------
