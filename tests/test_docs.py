@@ -59,8 +59,8 @@ NOT_RUN = {
 SLOW = ("python -m tools.chat", "python -m tools.export")
 # Files of the reader, and what stages make on other settings.
 NAMED_ONLY = {
-    "data/own/my.jsonl", "data/own/big.jsonl", "models/own/my-base", "data/own/exam.jsonl", "data/own/facts.jsonl", "data/feedback/preferences.jsonl",
-    "models/refine-<item>",
+    "data/own/my.jsonl", "data/own/big.jsonl", "data/own/exam.jsonl", "data/own/facts.jsonl",
+    "data/feedback/preferences.jsonl", "models/refine-<item>", "models/own/my-base",
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ TALK = messages(
     ("user", "شكرا"),
 )  # fmt: skip
 STORY = "كان في قديم الزمان ملك يحب العلم. وكان له ثلاثة أبناء.\n\n" * 12
+ENGLISH = "This is a page in English, and there is nothing else in it that I know of. " * 5
 
 
 def examined(rows, template="chatml", longest=64, tokenizer=NANO, benchmark=(), **gate):
@@ -165,12 +166,12 @@ def test_documents_are_told_apart_and_checked_as_all_data(tmp_path):
     question = "ما اسم الملك الذي كان له ثلاثة أبناء في قديم الزمان كلهم"
     items = [layouts.question(question, ["نعم", "لا"], 0) | {"id": "0", "split": "test"}]
     parquet.write_table(pa.Table.from_pylist(items, layouts.SCHEMAS["benchmarks"]), tmp_path / "exam.parquet")
-    texts = [STORY, STORY.replace("،", ""), STORY + question, "x y z " * 30, "", "نص <|im_end|> آخر", "ن"]
+    texts = [STORY, STORY.replace("،", ""), STORY + question, ENGLISH, "", "نص <|im_end|> آخر"]
     found = examined([document(text) for text in texts], benchmark=tmp_path, validation=0.0001)
     reasons = [row["reason"] for row in found.rows.to_pylist()]
-    assert reasons == ["", "", "leak", "wrong_language", "empty", "special_token", "too_short"]
+    assert reasons == ["", "", "leak", "wrong_language", "empty", "special_token"]
     assert found.exact[0] == found.exact[1] != found.exact[2]
-    assert len(set(found.prompts)) == 6  # each is held out, or not, by itself
+    assert len(set(found.prompts)) == 5  # each is held out, or not, by itself
 
 
 def test_rows_of_documents_become_rows_of_pieces():
