@@ -157,6 +157,9 @@ WORDS = {
     "arabic": ("Arabic", "عربية"),
     "latin": ("Latin", "لاتينية"),
     "script": ("other", "غيرها"),
+    "doubts": ("Repaired, and doubtful", "ما أصلح وما يشك فيه"),
+    "repaired": ("repaired", "ما أصلح"),
+    "defects": ("doubtful, and kept", "مشكوك فيه ومحفوظ"),
     "leaks": ("Benchmark questions in training rows", "أسئلة الاختبارات في صفوف التدريب"),
     "items": ("items", "الأسئلة"),
     "unchecked": ("too short to check", "أقصر من أن تفحص"),
@@ -198,6 +201,12 @@ REASONS = {
     "leak_kept": ("holds a question of a benchmark, and is kept", "فيه سؤال من اختبار، وهو محفوظ"),
     "overwritten": ("another question stands in its place", "حل محله سؤال آخر"),
     "equal_choices": ("two choices are the same", "خياران متطابقان"),
+    "cut_off": ("the answer ends in mid-sentence", "الجواب مقطوع في وسط جملة"),
+    "refusal": ("the answer refuses, or speaks as a model", "الجواب رفض أو كلام عن نموذج لغوي"),
+    "html_entities": ("holds HTML entities", "فيه رموز HTML"),
+    "private_use": ("holds characters without a meaning", "فيه محارف لا معنى لها"),
+    "replacement_character": ("has lost characters", "ضاعت منه محارف"),
+    "stretched": ("a letter six times and more", "حرف مكرر ست مرات فأكثر"),
     "shortened": ("a conversation without the turns that did not fit", "محادثة دون الأدوار التي لم تتسع"),
     "kept": ("kept: some that cleaning changed most", "محفوظ: من أكثر ما غيره التنظيف"),
 }
@@ -257,6 +266,9 @@ def role_section(role: str, report: dict, say: Words) -> str:
         for name, one in sources.items()
         for a, b in [(one["arabic_share"], one["latin_share"])]
     ]
+    doubts = [
+        [name, listed(one["repaired"], say), listed(one["defects"], say)] for name, one in sources.items()
+    ]
     found = [
         [name, *(leak[c] for c in ("items", "unchecked", "leaked_items", "rows"))]
         for name, leak in report["leaks"].items()
@@ -273,6 +285,8 @@ def role_section(role: str, report: dict, say: Words) -> str:
         + histogram(report["tokens"].get("histogram", {}), say)
         + section("languages", say, 3)
         + table(["dataset", "arabic", "latin", "script", ""], letters, say)
+        + section("doubts", say, 3)
+        + table(["dataset", "repaired", "defects"], doubts, say)
         + section("leaks", say, 3)
         + table(["benchmark", "items", "unchecked", "leaked_items", "leaked_rows"], found, say)
         + section("repeated", say, 3)
