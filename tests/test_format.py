@@ -322,6 +322,40 @@ def test_a_question_that_says_little_counts_with_its_answer(tmp_path):
     assert leaks.item_words(rows)[0] == words("أيهما صحيح؟") + words("بغداد عاصمة العراق")
 
 
+VAGUE, CHOICES = "أي العبارات الآتية صحيح؟", ["بغداد عاصمة العراق", "دمشق عاصمة لبنان", "كل ما سبق"]
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "\n".join([VAGUE, *(f"{label} {choice}" for label, choice in zip(labels, CHOICES))])
+        for labels in (
+            ("أ)", "ب)", "ج)"),
+            ("A.", "B.", "C."),
+            ("(أ)", "(ب)", "(ج)"),
+            ("1-", "2-", "3-"),
+            ("",) * 3,
+        )
+    ]
+    + [
+        f"{VAGUE} أ- {CHOICES[0]} ب- {CHOICES[1]} ج- {CHOICES[2]}",
+        "\n".join(["اختر:", VAGUE, *(f"ب. {choice}" for choice in CHOICES)]),
+    ],
+)
+def test_a_copied_exam_question_is_found_though_its_choices_stand_before_the_answer(tmp_path, printed):
+    rows = [
+        layouts.question(VAGUE, own, 0) | {"id": str(i), "source": "exam", "split": "test", "fault": None}
+        for i, own in enumerate([CHOICES, ["غيرها", "وغيرها", "ولا شيء من هذا كله"]])
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "exam.parquet")
+    guard = leaks.Guard(leaks.build(tmp_path, 0.8))
+    assert guard.find_listed(["لا شيء هنا", printed]) == {1: "exam\t0"}
+    other = (
+        printed.replace("لبنان", "الأردن").replace("العراق", "اليمن").replace("كل ما سبق", "لا شيء مما سبق")
+    )
+    assert guard.find_listed([other, VAGUE]) == {}
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [

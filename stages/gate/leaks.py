@@ -4,10 +4,11 @@ Words are compared without tashkeel, punctuation and spelling variants. A questi
 found by the share of its SPAN-word runs that a row contains, a shorter one as a whole, up to the end of a
 line (else "write the number 900" would be found in "write the number 900 and 8"). A question that says little
 by itself (very short, or asked of several items, as "which of these is right?") counts together with its
-right answer.
+right answer, or with its choices, which stand between the two where an exam was copied.
 """
 
 import math
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,22 +23,47 @@ SPAN, SHORTEST = 8, 4  # words
 PREFILTER_BITS = 24
 
 
+# Of a choice in a list, as A. أ) (ب) 1- stand before it.
+LABEL = re.compile(r"(?m)(?:^|(?<=\s))[(\[]?(?:[A-Fa-f]|[أابجده]ـ?|[1-6١-٦])\s?[.)\]:–-](?=\s|\w)")
+LISTED = 6  # words at least of a question and its choices together
+
+
 @dataclass(frozen=True)
-class Index:
-    """The word runs of every item. `runs[n]` holds sorted hashes of n-word runs and, beside each, the item it
-    stands in.
+class Runs:
+    """The word runs of texts. `found[n]` holds sorted hashes of n-word runs and, beside each, the number of
+    the text it stands in.
     """
 
-    runs: dict[int, tuple[np.ndarray, np.ndarray]]
-    needed: np.ndarray  # distinct runs of an item that a row must contain
-    names: list[str]  # benchmark and id of an item, divided by a tab
+    found: dict[int, tuple[np.ndarray, np.ndarray]]
+    needed: np.ndarray  # distinct runs of a text that a row must contain
+    names: list[str]  # benchmark and id of the text's item, divided by a tab
+
+    @classmethod
+    def of(cls, texts: list[tuple[str, list[str]]], overlap: float) -> "Runs":
+        """Of named texts, given as words."""
+        runs, needed = defaultdict(list), []
+        for number, (_, text) in enumerate(texts):
+            n = min(len(text), SPAN)  # a short text's run holds its line end too
+            own = np.unique(ngrams(*hash_words([text]), n)[0])
+            runs[n] += [(run, number) for run in own]
+            needed.append(math.ceil(overlap * len(own)))
+        found = {n: sorted_runs(own) for n, own in sorted(runs.items())}
+        return cls(found, np.array(needed), [name for name, _ in texts])
+
+
+@dataclass(frozen=True)
+class Index:
+    """What every item is found by."""
+
+    asked: Runs  # the question, with its right answer where it says little by itself
+    listed: Runs  # of those that say little: the question and its choices, as exams print them
     items: dict[str, int]  # a benchmark's items
     unchecked: dict[str, int]  # those too short to be told from chance
 
 
 def build(folder: Path, overlap: float) -> Index:
     """The index of every item in data/raw/benchmarks."""
-    runs, needed, names, items, unchecked = defaultdict(list), [], [], {}, Counter()
+    asked, listed, items, unchecked = [], [], {}, Counter()
     for path in sorted(folder.glob("*.parquet")):
         # Worked examples (dev) are shown to the model anyway.
         rows = [
@@ -47,21 +73,24 @@ def build(folder: Path, overlap: float) -> Index:
         ]
         items[path.stem] = len(rows)
         for row, text in zip(rows, item_words(rows)):
-            if spoken(text) < SHORTEST:
+            name = f"{path.stem}\t{row['id']}"
+            choices = without_labels("\n".join([row["question"], *(row["choices"] or [])]))
+            if text != words(row["question"]) and len(choices) >= LISTED:
+                listed.append((name, choices))
+            if spoken(text) >= SHORTEST:
+                asked.append((name, text))
+            else:
                 unchecked[path.stem] += 1
-                continue
-            n = min(len(text), SPAN)  # a short text's run holds its line end too
-            found = np.unique(ngrams(*hash_words([text]), n)[0])
-            runs[n] += [(run, len(names)) for run in found]
-            needed.append(math.ceil(overlap * len(found)))
-            names.append(f"{path.stem}\t{row['id']}")
-    return Index(
-        {n: sorted_runs(found) for n, found in sorted(runs.items())},
-        np.array(needed),
-        names,
-        items,
-        dict(unchecked),
-    )
+    return Index(Runs.of(asked, overlap), Runs.of(listed, overlap), items, dict(unchecked))
+
+
+def without_labels(text: str) -> list[str]:
+    """The words of a question with its choices, whichever way these are listed."""
+    return [word for word in words(LABEL.sub(" ", text)) if word != LINE_END]
+
+
+def lists_choices(text: str) -> bool:
+    return text.count("\n") > 1 or len(LABEL.findall(text)) > 1
 
 
 def item_words(rows: list[dict]) -> list[list[str]]:
@@ -93,15 +122,31 @@ class Guard:
     """Finds leaks in batches of texts."""
 
     def __init__(self, index: Index):
-        self.index = index
-        self.prefilters = {n: prefilter(runs) for n, (runs, _) in index.runs.items()}
+        self.asked, self.listed = Finder(index.asked), Finder(index.listed)
 
     def find(self, hashes: np.ndarray, owners: np.ndarray) -> dict[int, str]:
-        """The first leaked item (as in Index.names) of each text that has one. Words as of
+        """The first leaked item (benchmark and id) of each text that has one. Words as of
         shingles.hash_words.
         """
+        return self.asked.find(hashes, owners)
+
+    def find_listed(self, texts: list[str]) -> dict[int, str]:
+        """The same of questions that say little by themselves, where their choices follow them."""
+        if not self.listed.runs.names:
+            return {}
+        return self.listed.find(
+            *hash_words([without_labels(text) if lists_choices(text) else [] for text in texts])
+        )
+
+
+class Finder:
+    def __init__(self, runs: Runs):
+        self.runs = runs
+        self.prefilters = {n: prefilter(found) for n, (found, _) in runs.found.items()}
+
+    def find(self, hashes: np.ndarray, owners: np.ndarray) -> dict[int, str]:
         found = defaultdict(set)
-        for n, (runs, items) in self.index.runs.items():
+        for n, (runs, items) in self.runs.found.items():
             grams, texts = ngrams(hashes, owners, n)
             likely = self.prefilters[n][slot(grams)]  # one look-up spares the search for nearly all
             grams, texts = grams[likely], texts[likely]
@@ -109,8 +154,8 @@ class Guard:
             for gram, text, start, end in zip(grams, texts, starts, ends):
                 for item in items[start:end]:
                     found[int(text), int(item)].add(int(gram))
-        leaks = sorted(pair for pair, grams in found.items() if len(grams) >= self.index.needed[pair[1]])
-        return {text: self.index.names[item] for text, item in reversed(leaks)}
+        leaks = sorted(pair for pair, grams in found.items() if len(grams) >= self.runs.needed[pair[1]])
+        return {text: self.runs.names[item] for text, item in reversed(leaks)}
 
 
 def prefilter(runs: np.ndarray) -> np.ndarray:

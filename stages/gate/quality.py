@@ -276,7 +276,8 @@ class Examiner:
         return [len(encoding) for encoding in self.tokenizer.encode_batch_fast(texts)]
 
     def mark_leaks(self, rows: list[dict], hashes: np.ndarray, owners: np.ndarray) -> None:
-        for number, item in self.guard.find(hashes, owners).items():
+        listed = self.guard.find_listed([row["asked"] for row in rows])
+        for number, item in (listed | self.guard.find(hashes, owners)).items():
             row = rows[number]
             if row["split"] == "train" and not row["reason"]:  # what is held out is not trained on
                 row["leak"] = item
