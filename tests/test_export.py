@@ -21,6 +21,7 @@ from bitsandbytes.functional import dequantize_4bit
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from stages.model.modeling import load_base
@@ -200,7 +201,10 @@ def test_llama_cpp_and_transformers_read_the_file_as_the_model_it_was(qwen2, tmp
     assert torch.allclose(logits(back), logits(original), atol=0.02)
 
 
-@pytest.mark.parametrize("kind, bits, error", [("q8_0", 9.0, 0.01), ("q4_k_m", 5.6, 0.1)])
+@pytest.mark.parametrize(
+    "kind, bits, error",
+    [("q8_0", 9.0, 0.01), ("q6_k", 7.2, 0.03), ("q5_k_m", 6.4, 0.05), ("q4_k_m", 5.6, 0.1)],
+)
 def test_rounded_weights_are_close_to_the_models(qwen2, tmp_path, kind, bits, error):
     gguf_file.write(qwen2, tmp_path / "model.gguf", kind)
     read = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
@@ -236,11 +240,32 @@ def test_which_tensors_get_more_bits():
     assert kinds == ["Q6_K", "Q4_K", "Q6_K", "Q8_0", "Q5_0", "F32", "F16", "F16"]
 
 
-def test_an_unknown_architecture_is_refused(tmp_path):
-    write_json(tmp_path / "config.json", {"model_type": "llama"})
+def test_an_unknown_architecture_is_refused_before_any_work(inside, monkeypatch):
+    """Its config alone tells: answering and merging take minutes."""
+    monkeypatch.setattr(export, "read_json", lambda path: {"model_type": "llama"})
+    export.check(Path("models/sft"), Path("exports/sft"), None, reader.read())
     with pytest.raises(Problem, match="a GGUF can be written of qwen2, qwen3"):
-        gguf_file.write(tmp_path, tmp_path / "model.gguf", "f16")
-    assert not (tmp_path / "model.gguf").exists()
+        export.check(Path("models/sft"), Path("exports/sft"), "f16", reader.read())
+
+
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("name", ["chatml", "arabic"])
+@pytest.mark.parametrize("system", ["", "أجب بإيجاز."])
+def test_a_text_begins_by_the_chat_template_as_it_did_in_training(adds, name, system):
+    tokenizer, template = AutoTokenizer.from_pretrained(NANO), TEMPLATES[name]
+    if adds:
+        tokenizer.bos_token = "<|im_start|>"
+        first = [("<|im_start|>", tokenizer.bos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<|im_start|> $A", None, first)
+    assert checks.begins(tokenizer) == adds
+    tokenizer.chat_template = templates.jinja(template, system, adds)
+    checks.check_template(tokenizer, template, system)
+    if adds:
+        tokenizer.chat_template = templates.jinja(template, system)
+        with pytest.raises(
+            Problem, match=r"makes other tokens of a conversation than training saw, from . on"
+        ):
+            checks.check_template(tokenizer, template, system)
 
 
 # --- the whole ----------------------------------------------------------------------------------------------
@@ -299,15 +324,15 @@ def test_an_export_tells_what_it_is_and_nothing_of_the_machine(export_of_sft, wo
 def test_what_cannot_be_exported_is_refused_in_one_line(inside):
     settings = reader.read()
     with pytest.raises(Problem, match=r"models/none is no trained checkpoint; there is models/sft"):
-        export.check(Path("models/none"), Path("exports/none"), settings)
+        export.check(Path("models/none"), Path("exports/none"), None, settings)
     other = settings.model_copy(update={"prompt": settings.prompt.model_copy(update={"template": "arabic"})})
     with pytest.raises(
         Problem, match=r"models/sft was trained with the chatml template as it was then, but params.yaml says"
     ):
-        export.check(Path("models/sft"), Path("exports/sft"), other)
+        export.check(Path("models/sft"), Path("exports/sft"), None, other)
     for place in ("models", "models/sft", "models/../models/new", ".", "..", "/"):
         with pytest.raises(Problem, match="is where the project itself has its files"):
-            export.check(Path("models/sft"), Path(place), settings)
+            export.check(Path("models/sft"), Path(place), None, settings)
 
 
 def test_an_export_takes_the_place_of_its_own_files_alone(tmp_path):

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from pyarrow import parquet
 from safetensors.torch import load_file
+from transformers import TrainingArguments, get_scheduler
 from trl import SFTTrainer
 
 from stages import sft
@@ -81,6 +82,24 @@ def test_both_answers_of_a_pair_end_in_the_stop_token(inside):
         assert row["chosen_ids"][-1] == row["rejected_ids"][-1] == stop
         assert row["chosen_ids"].count(stop) == 1
         assert trainer.processing_class.decode(row["prompt_ids"]) in prompts
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.5])
+def test_a_constant_schedule_warms_up_as_the_others_do(inside, warmup):
+    params = read()
+    own = params.sft.model_copy(update={"schedule": "constant", "warmup": warmup})
+    common = training.arguments(params, params.chosen_model.sft, own, 1, 2e-3)
+    arguments = TrainingArguments(
+        **{key: common[key] for key in ("output_dir", "lr_scheduler_type", "warmup_steps")}
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)
+    schedule = get_scheduler(arguments.lr_scheduler_type, optimizer, arguments.get_warmup_steps(8), 8)
+    rates = []
+    for _ in range(8):
+        rates.append(optimizer.param_groups[0]["lr"] / 2e-3)
+        optimizer.step()
+        schedule.step()
+    assert rates == ([0.0, 0.25, 0.5, 0.75] if warmup else [1.0] * 4) + [1.0] * 4
 
 
 def test_a_checkpoint_has_no_pickle_and_no_path_of_this_machine(inside):

@@ -190,7 +190,7 @@ class Examiner:
         }  # fmt: skip
 
     def normalise(self, text: str) -> str:
-        return arabic.normalise(text, **self.settings.text.model_dump())
+        return normalised(text, self.settings.text)
 
     def fault(self, row: dict) -> str:
         """The reason to drop a row that can be seen in its text, or ""."""
@@ -287,7 +287,17 @@ class Examiner:
 
 def cleaned(text: str, policy: Text) -> str:
     """A text as it is trained on."""
-    return arabic.normalise(defects.repaired(text)[0], **policy.model_dump())
+    return normalised(defects.repaired(text)[0], policy)
+
+
+def normalised(text: str, policy: Text) -> str:
+    return arabic.normalise(
+        text,
+        tashkeel=policy.tashkeel,
+        tatweel=policy.tatweel,
+        digits=policy.digits,
+        lookalikes=policy.lookalikes,
+    )
 
 
 YES_OR_NO = set("نعم لا كلا بلى أجل صح صحيح خطأ خطا غلط صواب yes no true false".split())

@@ -72,7 +72,7 @@ def readings(answer: str) -> list[str]:
 
 def bare(text: str) -> str:
     """A text as its words are compared: without tashkeel, tatweel and unseen characters, digits 0–9."""
-    return arabic.normalise(text, tashkeel="strip", digits="western")
+    return arabic.normalise(text, tashkeel="strip", digits="western").replace(arabic.TATWEEL, "")
 
 
 def words(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Make of a checkpoint a model that others can run → exports/<checkpoint>: weights, tokenizer, chat template,
 stop tokens, model card.
 
-python -m tools.export models/dpo [--gguf f16|q8_0|q4_k_m] [--out FOLDER] [--push OWNER/NAME]
+python -m tools.export models/dpo [--gguf f16|q8_0|q6_k|q5_k_m|q4_k_m] [--out FOLDER] [--push OWNER/NAME]
 
 The result is compared with the checkpoint before it is written. --gguf adds a file for llama.cpp and a
 Modelfile for Ollama; --push uploads the folder to the Hugging Face hub as a private repository, with the
@@ -19,7 +19,7 @@ from stages.settings.params import Params
 from stages.settings.reader import read
 from stages.settings.stage import quiet
 
-KINDS = ("f16", "q8_0", "q4_k_m")
+KINDS = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 PROMPTS = 16  # held-out ones, on which export and checkpoint are compared
 HELD_OUT = Path("data/formatted/instructions/validation.parquet")
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> None:
-    check(checkpoint, out, params)
+    check(checkpoint, out, kind, params)
     from stages.model import modeling
     from stages.settings import manifest
     from tools.export import card, checks, gguf_file, merge, owned, templates
@@ -66,8 +66,9 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
         context = describe(
             folder, read_json(source / "config.json"), weights.dtype, stops, tokenizer.pad_token_id
         )
-        tokenizer.chat_template = templates.jinja(template, params.prompt.system)
+        tokenizer.chat_template = templates.jinja(template, params.prompt.system, checks.begins(tokenizer))
         tokenizer.save_pretrained(folder)
+        checks.check_template(tokenizer, template, params.prompt.system)
 
         # 3. does it answer like the checkpoint?
         checked = {"merged": checks.check_merged(folder, expected, limit)}
@@ -88,12 +89,14 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
     report(out, checked)
 
 
-def check(checkpoint: Path, out: Path, params: Params) -> None:
+def check(checkpoint: Path, out: Path, kind: str | None, params: Params) -> None:
     """Raise Problem where there is nothing to export, where it was trained with another template than it
-    would be exported with, or where a folder would be replaced that is no export.
+    would be exported with, where a folder would be replaced that is no export, or where no GGUF can be
+    written of its architecture.
     """
     from stages.model import modeling
-    from tools.export import owned
+    from stages.settings import manifest
+    from tools.export import gguf_file, owned
 
     there = [Path("models", name) for name in modeling.trained()]
     if checkpoint not in there:
@@ -104,6 +107,8 @@ def check(checkpoint: Path, out: Path, params: Params) -> None:
         )
     modeling.check_template(checkpoint, params.prompt)
     owned.require_own(out)
+    if kind:
+        gguf_file.check(read_json(manifest.base_folder() / "config.json"))
 
 
 def held_out() -> list[str]:

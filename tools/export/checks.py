@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from stages.model import generation
 from stages.settings.errors import Problem
+from stages.text.prompts import Template
 
 # Nats per token: rounding to bfloat16 stays below, a merge into another base than the adapter's does not
 # (tests/test_export.py).
@@ -48,6 +49,26 @@ def next_tokens(
 ) -> torch.Tensor:
     ids = torch.tensor([[*tokenizer(prompt)["input_ids"], *answer]], device=model.device)
     return model(input_ids=ids, logits_to_keep=len(answer) + 1).logits[0].float().log_softmax(-1).cpu()
+
+
+def begins(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it puts a token before every text, as Llama's and Gemma's do and Qwen's does not."""
+    return tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase, template: Template, system: str) -> None:
+    """Raise Problem where a conversation has other tokens by the chat template than it had in training."""
+    turns = [("user", "ما عاصمة مصر؟"), ("assistant", "القاهرة."), ("user", "وأين تقع؟")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    served = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    trained = tokenizer(template.render(messages, system))["input_ids"]
+    if served != trained:
+        place = next(
+            i for i, (one, other) in enumerate(zip([*served, None], [*trained, None])) if one != other
+        )
+        raise Problem(
+            f"the chat template makes other tokens of a conversation than training saw, from {place} on"
+        )
 
 
 def check_merged(folder: Path, expected: Record, limit: int) -> dict[str, float | int]:

@@ -27,10 +27,16 @@ ARCHITECTURES = {"qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
 FILE_TYPES = {
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "q6_k": gguf.LlamaFileType.MOSTLY_Q6_K,
+    "q5_k_m": gguf.LlamaFileType.MOSTLY_Q5_K_M,
     "q4_k_m": gguf.LlamaFileType.MOSTLY_Q4_K_M,
 }
+WANTED = {"f16": Type.F16, "q8_0": Type.Q8_0, "q6_k": Type.Q6_K, "q5_k_m": Type.Q5_K, "q4_k_m": Type.Q4_K}
 # What llama.cpp takes where a row is no multiple of the 256 or 32 weights that a type rounds together.
-NARROWER = {Type.Q4_K: Type.Q5_0, Type.Q6_K: Type.Q8_0, Type.Q5_0: Type.F16, Type.Q8_0: Type.F16}
+NARROWER = {
+    Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0,
+    **dict.fromkeys((Type.Q5_0, Type.Q5_1, Type.Q8_0), Type.F16),
+}  # fmt: skip
 ROWS = 1024  # that a thread rounds at a time
 
 
@@ -55,7 +61,6 @@ def write(model: Path, path: Path, kind: str) -> None:
     one by one.
     """
     config = read_json(model / "config.json")
-    check(config)
     tensors = plan(model, config, kind)
     with replace_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, config["model_type"])
@@ -118,8 +123,8 @@ def type_of(name: str, shape: tuple[int, ...], kind: str, layers: int, tied: boo
     """
     if len(shape) == 1:
         return Type.F32
-    wanted = {"f16": Type.F16, "q8_0": Type.Q8_0, "q4_k_m": Type.Q4_K}[kind]
-    if kind == "q4_k_m" and (
+    wanted = WANTED[kind]
+    if kind.endswith("_m") and (
         name == ("token_embd.weight" if tied else "output.weight") or is_sensitive(name, layers)
     ):
         wanted = Type.Q6_K

@@ -16,9 +16,9 @@ def turns(template: Template) -> list[tuple[str, str, str]]:
     ]
 
 
-def jinja(template: Template, system: str) -> str:
+def jinja(template: Template, system: str, begins: bool = False) -> str:
     """A chat template for transformers, vLLM, SGLang and llama.cpp. `system` is used where the messages bring
-    no system turn.
+    no system turn; `begins`: with the token that texts begin with, which they leave to the template.
     """
     turn = quoted(template.system + system + template.turn_end)
     default = f"{{%- if messages[0]['role'] != 'system' -%}}{{{{- {turn} -}}}}{{%- endif -%}}"
@@ -28,7 +28,8 @@ def jinja(template: Template, system: str) -> str:
         for role, before, after in turns(template)
     ]
     return (
-        (default if system else "")
+        ("{{- bos_token -}}" if begins else "")
+        + (default if system else "")
         + "{%- for message in messages -%}"
         + "".join(branches)
         + "{%- else -%}{{- raise_exception('unknown role: ' + message['role']) -}}{%- endif -%}{%- endfor -%}"
