@@ -283,6 +283,8 @@ def export_of_sft(workspace) -> Path:
 
 def test_an_export_runs_with_nothing_but_its_folder(export_of_sft):
     model, tokenizer = checks.load(export_of_sft)
+    named = read_json(export_of_sft / "tokenizer_config.json")["tokenizer_class"]
+    assert named == "PreTrainedTokenizerFast"  # which transformers 4 knows, too
     assert model.generation_config.eos_token_id == [2, 0]
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "ما جمع كتاب؟"}], add_generation_prompt=True, tokenize=False

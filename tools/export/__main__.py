@@ -12,12 +12,16 @@ import argparse
 import gc
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.settings.errors import Problem, one_line_errors
 from stages.settings.files import read_json, replace_folder, write_json
 from stages.settings.params import Params
 from stages.settings.reader import read
 from stages.settings.stage import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 KINDS = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 PROMPTS = 16  # held-out ones, on which export and checkpoint are compared
@@ -67,7 +71,7 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
             folder, read_json(source / "config.json"), weights.dtype, stops, tokenizer.pad_token_id
         )
         tokenizer.chat_template = templates.jinja(template, params.prompt.system, checks.begins(tokenizer))
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         checks.check_template(tokenizer, template, params.prompt.system)
 
         # 3. does it answer like the checkpoint?
@@ -137,6 +141,18 @@ def describe(folder: Path, config: dict, dtype: str, stops: list[int], pad: int)
         folder / "generation_config.json", {"do_sample": False, "eos_token_id": stops, "pad_token_id": pad}
     )
     return config["max_position_embeddings"]
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """As transformers does, but a class that version 5 alone knows by the name that version 4 has for it."""
+    tokenizer.save_pretrained(folder)
+    settings = read_json(folder / "tokenizer_config.json")
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    here = ("backend", "is_local", "local_files_only")  # how it was loaded on this machine
+    write_json(
+        folder / "tokenizer_config.json", {key: value for key, value in settings.items() if key not in here}
+    )
 
 
 def report(out: Path, checked: dict) -> None:
