@@ -147,7 +147,8 @@ def test_dvc_goes_on_after_a_kill_and_a_person_can_interrupt(project, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert "going on from checkpoint-" in module.stdout.readline()
+    said = [module.stdout.readline() for _ in range(2)]  # where it computes, and from where it goes on
+    assert "going on from checkpoint-" in said[1]
     module.send_signal(signal.SIGINT)
     assert module.communicate()[1].endswith(
         "error: sft was interrupted: the same command goes on from its last checkpoint\n"
