@@ -148,3 +148,21 @@ def trained(folder: Path) -> Workspace:
 def inside(workspace, monkeypatch) -> Workspace:
     monkeypatch.chdir(workspace.path)
     return workspace
+
+
+@pytest.fixture
+def port(parrot):
+    """Of a server of the test's own `parrot`."""
+    from tests.fake_models import served  # which imports what serves: not for every test
+
+    with served(parrot) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def shared_port():
+    """Of a server for tests that leave nothing behind."""
+    from tests.fake_models import Parrot, served
+
+    with served(Parrot()) as port:
+        yield port

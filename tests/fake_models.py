@@ -13,6 +13,8 @@ from tools.chat.models import GREEDY, Models, Refusal, Reply, Sampling
 
 SPOKEN = {"sft": "نعم", "dpo": "الجواب هو نعم."}
 SHA256 = {"sft": "a" * 64, "dpo": "b" * 64}
+LONG = "قل " + "كلمة " * 2000  # of which the parrot says all words
+JSON = {"Content-Type": "application/json"}
 
 
 class Parrot:

@@ -15,33 +15,18 @@ import pytest
 
 from stages.settings.errors import Problem
 from tests.conftest import ROOT
-from tests.fake_models import SPOKEN, Parrot, served
+from tests.fake_models import JSON, LONG, SPOKEN, Parrot, served
 from tools import serve
 from tools.chat import web
 from tools.chat.models import Models, Sampling
 from tools.export import gguf_file
 
-LONG = "قل " + "كلمة " * 2000
-JSON = {"Content-Type": "application/json"}
 PATH = "/v1/chat/completions"
 
 
 @pytest.fixture
 def parrot() -> Parrot:
     return Parrot()
-
-
-@pytest.fixture
-def port(parrot):
-    with served(parrot) as port:
-        yield port
-
-
-@pytest.fixture(scope="module")
-def shared_port():
-    """Of a server for tests that leave nothing behind."""
-    with served(Parrot()) as port:
-        yield port
 
 
 def client(port: int, key: str = "none") -> openai.OpenAI:

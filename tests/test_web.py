@@ -10,33 +10,18 @@ from pathlib import Path
 import pytest
 
 from stages.settings.files import sha256
-from tests.fake_models import SHA256, SPOKEN, Parrot, served
+from tests.fake_models import JSON, LONG, SHA256, SPOKEN, Parrot, served
 from tests.test_serve import request
 from tools import compare, votes
 from tools.chat import arena, web
 
-LONG = "قل " + "كلمة " * 2000
 VENDOR = Path(web.__file__).parent / "page/vendor"
-JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
 def parrot(tmp_path, monkeypatch) -> Parrot:
     monkeypatch.chdir(tmp_path)
     return Parrot()
-
-
-@pytest.fixture
-def port(parrot):
-    with served(parrot) as port:
-        yield port
-
-
-@pytest.fixture(scope="module")
-def shared_port():
-    """Of a server for tests that leave nothing behind."""
-    with served(Parrot()) as port:
-        yield port
 
 
 def post(port: int, path: str, body: dict) -> tuple[int, list[dict]]:

@@ -9,7 +9,6 @@ a stage read is what another wrote.
 
 import hashlib
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from ruamel.yaml import YAML
 
 from stages.settings.errors import one_line_errors
-from stages.settings.reader import value_of
+from stages.settings.reader import fill, value_of
 
 
 def main(revision: str) -> None:
@@ -59,12 +58,8 @@ def defined(stages: dict, params: dict) -> set[str]:
         each = stage["foreach"]
         if isinstance(each, str):
             each = value_of(params, each.removeprefix("${").removesuffix("}"))
-        found |= {f"{name}@{filled(str(item), params)}" for item in each}
+        found |= {f"{name}@{fill(str(item), params)}" for item in each}
     return found
-
-
-def filled(text: str, params: dict) -> str:
-    return re.sub(r"\$\{([\w.]+)\}", lambda m: str(value_of(params, m[1])), text)
 
 
 def checks(revision: str, stages: dict, params: dict, files: set[str]) -> Iterator[tuple[str, bool]]:

@@ -1,5 +1,6 @@
 """params.yaml, read and checked whole. Nothing else reads it."""
 
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -94,6 +95,11 @@ def sections(of: type[Section] = Section) -> Iterator[type[Section]]:
     for section in of.__subclasses__():
         yield section
         yield from sections(section)
+
+
+def fill(text: str, values: dict) -> str:
+    """A text of dvc.yaml with each ${key} in it exchanged for its value."""
+    return re.sub(r"\$\{([\w.]+)\}", lambda match: str(value_of(values, match[1])), text)
 
 
 def value_of(params: dict, key: str) -> Any:

@@ -9,7 +9,6 @@ record as if they had been used; and ends with the `dvc` that started it, whose 
 import argparse
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -24,7 +23,7 @@ import psutil
 from stages.settings.errors import Problem, one_line_errors
 from stages.settings.files import sha256
 from stages.settings.params import Params
-from stages.settings.reader import load, read, value_of
+from stages.settings.reader import fill, load, read, value_of
 
 
 def declaration(name: str) -> tuple[dict, Any]:
@@ -39,7 +38,7 @@ def filled(texts: list[str], name: str, params: Params, item: str) -> list[str]:
     value = each[item] if isinstance(each, dict) else item
     chosen = {"model": params.model, "data": params.data, "method": params.method}
     values = chosen | {"key": item, "item": value}
-    return [re.sub(r"\$\{([\w.]+)\}", lambda m: value_of(values, m[1]), text) for text in texts]
+    return [fill(text, values) for text in texts]
 
 
 def declared_keys(name: str, params: Params, item: str = "") -> list[str]:
