@@ -7,6 +7,7 @@ long keeps the turns that fit, whole, and a long document becomes several rows; 
 
 import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -152,8 +153,26 @@ def examine_all(batches: list[Batch], settings: quality.Settings, notes: Notes) 
                 bar.update(examine(batch))
             return
         with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (settings, notes)) as pool:
-            for rows in pool.map(examine, batches):
-                bar.update(rows)
+            try:
+                with deaf_to_interrupts():
+                    examined = pool.map(examine, batches)
+                for rows in examined:
+                    bar.update(rows)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # else it ends when all that is queued is done
+                raise
+
+
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Processes started in this block ignore a Ctrl-C for good, from before their first import on: each would
+    print a traceback, and they end with this process anyway.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 worker: tuple[

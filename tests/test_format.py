@@ -1,10 +1,14 @@
 """From raw rows to prompts: text policy, templates, and an account of every row."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -575,6 +579,18 @@ def project(tmp_path, monkeypatch):
     exam = [layouts.question("سؤال رقم 9", ["جواب 9", "لا"], 0) | {"split": "test"}]
     sources(tmp_path, "benchmarks", exam=exam)
     return tmp_path
+
+
+def test_an_interrupt_while_the_workers_start_is_one_line(project):
+    command = [sys.executable, "-m", "stages.format", "instructions"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and len(children.read_text().split()) < 2:  # the first tracks resources
+        time.sleep(0.01)
+    time.sleep(0.3)  # all are started, and import
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    assert process.communicate(timeout=60)[1] == "error: interrupted: the same command does it again\n"
+    assert process.returncode == 130
 
 
 def test_the_account_of_a_mixture_adds_up(project):
