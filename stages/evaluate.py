@@ -34,7 +34,7 @@ def main(checkpoint: str) -> None:
     with stage("evaluate_refined" if refined else "evaluate", checkpoint) as params:
         from stages.evaluation import benchmarks, candidate, heldout, scores, tables
         from stages.judge import judges
-        from stages.model import device
+        from stages.model import device, generation
 
         laps = [("", perf_counter())]
 
@@ -71,7 +71,14 @@ def main(checkpoint: str) -> None:
         losses, stops = heldout.score_texts(model, texts)
         laps.append(("held-out texts", perf_counter()))
         asked = [row for row in texts if row["prompt"]]  # raw text has none
-        facts, answers = heldout.health(model, spread(asked, params.evaluate.health_prompts))
+        asked = spread(asked, params.evaluate.health_prompts)
+        facts, answers = heldout.health(model, asked)
+        cut = generation.cut(
+            "evaluate.max_new_tokens",
+            params.evaluate.max_new_tokens,
+            [row["stopped"] for row in answers],
+            [row["trained"] for row in asked],
+        )
         laps.append(("health", perf_counter()))
         entries = scores.scores(rows)
         rows += map(benchmarks.complete, answers)
@@ -98,7 +105,8 @@ def main(checkpoint: str) -> None:
         print(f"evaluate: {checkpoint}: {seconds(laps)}")
         if judge:
             print(f"evaluate: {checkpoint}: judge: {judge.report()}")
-        for note in [*benchmarks.shot_notes(wording, params.evaluate), *benchmarks.notes(rows, judge)]:
+        notes = [*benchmarks.shot_notes(wording, params.evaluate), *benchmarks.notes(rows, judge), cut]
+        for note in filter(None, notes):
             print(f"note: {one_line(note)}")
 
 

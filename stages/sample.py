@@ -4,13 +4,14 @@ data/raw/sampled-<checkpoint>/{sampled,answers}.parquet, sources.json.
 python -m stages.sample sft     for the preference stage
 python -m stages.sample dpo     for passes of refine, where sample.refine says so
 
+With `sample.keep: votes` every answer stands alone, called good or bad.
+
 The prompts are those of the mixture's instructions that passed the gate and stand in no held-out split. What
 comes out goes through the gate as every pair does. answers.parquet holds every answer with its score.
 """
 
 import hashlib
 import json
-import shutil
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -21,8 +22,8 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from stages.settings.errors import Problem, one_line_errors
-from stages.settings.files import cache, read_json, replace_folder, write_json
-from stages.settings.params import SAMPLED, Params
+from stages.settings.files import cache, read_json, replace_folder, sha256, write_json
+from stages.settings.params import SAMPLED, Params, Sample
 from stages.settings.stage import stage
 from stages.text.prompts import Message, Template
 
@@ -43,20 +44,17 @@ def main(checkpoint: str) -> None:
             write_json(out / "sources.json", {})
             return
         from stages.judge import judges
-        from stages.model import device, modeling
+        from stages.model import device, generation, modeling
 
-        # 1. the prompts, and the checkpoint that answers them
+        # 1. the judge, and the prompts
         device.require("evaluate")
         judge = judges.open_judge("sample.judge", params.sample.judge)
-        template = modeling.template_of(params.prompt)
-        prompts = chosen(params, template)
-        model = modeling.load_checkpoint(params.chosen_model.weights, Path("models") / checkpoint).eval()
-        print(f"sample: {checkpoint}: {device.described(model)}", flush=True)
+        prompts = chosen(params, modeling.template_of(params.prompt))
 
-        # 2. their answers, judged
-        answers, kept = sampled(model, params, checkpoint, prompts)
+        # 2. the checkpoint's answers, judged
+        answers, engine = sampled(params, checkpoint, prompts)
         rows = judged(judge, prompts, answers)
-        pairs, lost = paired(rows, params.sample.margin, checkpoint)
+        pairs, lost = PAIRS[params.sample.keep](rows, params.sample, checkpoint)
         if not pairs:
             raise Problem(f"sample: no pair came of {len(prompts):,} prompts: {said(lost)}")
         limit = params.mixture.preferences[SAMPLED].rows
@@ -65,17 +63,18 @@ def main(checkpoint: str) -> None:
         # 3. write
         parquet.write_table(pa.Table.from_pylist(pairs, layout()), out / f"{SAMPLED}.parquet")
         parquet.write_table(pa.Table.from_pylist(rows, ANSWERS), out / "answers.parquet")
-        write_json(
-            out / "sources.json", {SAMPLED: facts(params, checkpoint, judge.record, len(prompts), pairs)}
-        )
-        shutil.rmtree(
-            kept, ignore_errors=True
-        )  # not before: a judge that cannot be reached should cost no answers
+        made = facts(params, checkpoint, engine, judge.record, len(prompts), len(pairs))
+        write_json(out / "sources.json", {SAMPLED: made})
         print(
-            f"sample: {checkpoint}: {len(prompts):,} prompts, {len(rows):,} answers, {len(pairs):,} pairs"
-            + (f"; no pair: {said(lost)}" if lost else "")
+            f"sample: {checkpoint}: {len(prompts):,} prompts, {len(rows):,} answers, {len(pairs):,} "
+            + params.sample.keep
+            + (f"; left out: {said(lost)}" if lost else "")
         )
         print(f"sample: {checkpoint}: judge: {judge.report()}")
+        stopped = [row["stopped"] for row in rows]
+        bounds = [prompt["trained"] for prompt in prompts]
+        if note := generation.cut("sample.max_new_tokens", params.sample.max_new_tokens, stopped, bounds):
+            print(f"note: {note}")
 
 
 # --- prompts ------------------------------------------------------------------------------------------------
@@ -105,7 +104,7 @@ def chosen(params: Params, template: Template) -> list[dict]:
     messages = conversations(order)
     return [
         {"id": row["id"], "task": row["source"], "prompt": row["prompt"], "messages": messages[row["id"]],
-            "reference": row["completion"].removesuffix(template.stop)}
+            "reference": row["completion"].removesuffix(template.stop), "trained": row["trained"]}
         for row in order
     ]  # fmt: skip
 
@@ -134,23 +133,35 @@ def hashed(text: str) -> str:
 # --- answers ------------------------------------------------------------------------------------------------
 
 
-def sampled(model, params: Params, checkpoint: str, prompts: list[dict]) -> "tuple[list[list[Answer]], Path]":
-    """`sample.answers` to each prompt, and the folder that keeps them: what was answered before a kill is not
-    asked again.
+def sampled(params: Params, checkpoint: str, prompts: list[dict]) -> "tuple[list[list[Answer]], str]":
+    """`sample.answers` to each prompt, and the engine that gave them. They stay in .cache/sample: after a
+    kill, or with another judge, no prompt is asked twice.
     """
-    from stages.model import generation, modeling
+    from importlib.metadata import version
 
-    settings = generation.Sampling(
-        params.sample.answers, params.sample.temperature, params.sample.top_p, params.sample.max_new_tokens,
-        params.seed,
-    )  # fmt: skip
+    from stages.model import device, generation, modeling, vllm_engine
+
+    weights, folder, settings = params.chosen_model.weights, Path("models") / checkpoint, params.sample
+    if settings.engine == "vllm":
+        vllm_engine.require(folder)
+    engine = f"{settings.engine} {version(settings.engine)}"
+    how = generation.Sampling(
+        settings.answers, settings.temperature, settings.top_p, settings.max_new_tokens, params.seed
+    )
     texts, tokenizer = [one["prompt"] for one in prompts], modeling.load_tokenizer(params.prompt)
-    policy = modeling.policy_identity(params.chosen_model.weights, Path("models") / checkpoint)
-    folder = cache("sample") / hashed(json.dumps([policy, vars(settings), texts]))[:16]
     stops = tokenizer.convert_tokens_to_ids(modeling.template_of(params.prompt).stops)
-    return generation.sample(
-        model, tokenizer, texts, stops, settings, f"sample: {checkpoint}", folder
-    ), folder
+    policy, code = modeling.policy_identity(weights, folder), sha256(Path(generation.__file__))
+    identity = [policy, code, engine, vars(how), stops, texts]
+    wanted = generation.Wanted(texts, tokenizer, how, cache("sample") / hashed(json.dumps(identity))[:16])
+    if wanted.known:
+        print(f"sample: {checkpoint}: {wanted.known:,} of {len(wanted.rows):,} answers were given before")
+    if wanted.left and settings.engine == "vllm":
+        vllm_engine.sample(weights, folder, wanted, stops)
+    elif wanted.left:
+        model = modeling.load_checkpoint(weights, folder).eval()
+        print(f"sample: {checkpoint}: {device.described(model)}", flush=True)
+        generation.sample(model, wanted, stops, f"sample: {checkpoint}")
+    return wanted.answers(stops), engine
 
 
 def judged(judge, prompts: list[dict], answers: "list[list[Answer]]") -> list[dict]:
@@ -179,7 +190,7 @@ def judged(judge, prompts: list[dict], answers: "list[list[Answer]]") -> list[di
 # --- pairs --------------------------------------------------------------------------------------------------
 
 
-def paired(rows: list[dict], margin: float, checkpoint: str) -> tuple[list[dict], Counter]:
+def paired(rows: list[dict], settings: Sample, checkpoint: str) -> tuple[list[dict], Counter]:
     """The best answer of each prompt against its worst, as rows of the preferences layout, and why prompts
     gave none. Of equally good answers the first counts.
     """
@@ -189,18 +200,39 @@ def paired(rows: list[dict], margin: float, checkpoint: str) -> tuple[list[dict]
     for own in by_prompt.values():
         scored = [row for row in own if row["score"] is not None]
         if len(scored) < 2:
-            lost["fewer than two answers with a verdict"] += 1
+            lost["prompts with fewer than two answers with a verdict"] += 1
             continue
         best, worst = (pick(scored, key=lambda row: row["score"]) for pick in (max, min))
-        if best["score"] - worst["score"] <= margin:
-            lost["no answer is better than another"] += 1
+        if best["score"] - worst["score"] <= settings.margin:
+            lost["prompts of which no answer is better than another"] += 1
             continue
-        pairs.append(
-            {"prompt": best["messages"], "chosen": turn(best["answer"]), "rejected": turn(worst["answer"]),
-                "source": SAMPLED, "id": f"sampled-{checkpoint}:{len(pairs)}", "task": best["task"],
-                "split": "train"}
-        )  # fmt: skip
+        pairs.append(preference(best, turn(best["answer"]), turn(worst["answer"]), len(pairs), checkpoint))
     return pairs, lost
+
+
+def voted(rows: list[dict], settings: Sample, checkpoint: str) -> tuple[list[dict], Counter]:
+    """Each answer by itself, good from a score of `sample.good` on, else bad: a single vote, as KTO learns
+    from. And why answers gave none.
+    """
+    votes, lost = [], Counter()
+    for row in rows:
+        if row["score"] is None:
+            lost["answers without a verdict"] += 1
+            continue
+        good = row["score"] >= settings.good
+        sides = (turn(row["answer"]), []) if good else ([], turn(row["answer"]))
+        votes.append(preference(row, *sides, len(votes), checkpoint))
+    return votes, lost
+
+
+PAIRS = {"pairs": paired, "votes": voted}
+
+
+def preference(
+    row: dict, chosen: list[Message], rejected: list[Message], number: int, checkpoint: str
+) -> dict:
+    return {"prompt": row["messages"], "chosen": chosen, "rejected": rejected, "source": SAMPLED,
+            "id": f"sampled-{checkpoint}:{number}", "task": row["task"], "split": "train"}  # fmt: skip
 
 
 def layout() -> pa.Schema:
@@ -220,20 +252,20 @@ def said(lost: Counter) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
 
 
-def facts(params: Params, checkpoint: str, judge: dict, prompts: int, pairs: list[dict]) -> dict:
+def facts(params: Params, checkpoint: str, engine: str, judge: dict, prompts: int, taken: int) -> dict:
     """What the pairs are and who made them, as of every dataset."""
-    from importlib.metadata import version
-
     from stages.model import modeling
 
+    which = f"{params.sample.answers} answers of models/{checkpoint} itself"
+    votes = f"Single answers, good from a score of {params.sample.good} on, of {which}."
     return {
         "checkpoint": f"models/{checkpoint}",
         "weights_sha256": modeling.weights_sha256(Path("models") / checkpoint),
-        "engine": f"transformers {version('transformers')}",
+        "engine": engine,
         "judge": judge,
         "published": prompts,
-        "taken": len(pairs),
-        "note": f"The best and the worst of {params.sample.answers} answers of models/{checkpoint} itself.",
+        "taken": taken,
+        "note": votes if params.sample.keep == "votes" else f"The best and the worst of {which}.",
     }
 
 

@@ -10,11 +10,13 @@ from pyarrow import parquet
 
 from stages import sample
 from stages.model import generation, modeling
-from stages.model.generation import Sampling
+from stages.model.generation import Sampling, Wanted
 from stages.settings.errors import Problem
 from stages.settings.reader import read
 from stages.text.prompts import TEMPLATES
 from tests.conftest import Workspace
+from tests.test_scoring import KINDS
+from tests.test_scoring import model as random_model
 
 SETTINGS = Sampling(count=3, temperature=1.0, top_p=0.95, limit=12, seed=7)
 PROMPTS = [TEMPLATES["chatml"].render([{"role": "user", "content": f"ما جمع كلمة {w}؟"}]) for w in
@@ -28,37 +30,92 @@ def nano(inside):
     return model, modeling.load_tokenizer(params.prompt)
 
 
-def asked(nano, folder, settings=SETTINGS):
+def asked(nano, folder, settings=SETTINGS, prompts=PROMPTS):
     model, tokenizer = nano
-    stops = [tokenizer.eos_token_id]
-    return generation.sample(model, tokenizer, PROMPTS, stops, settings, "test", folder)
+    wanted, stops = Wanted(prompts, tokenizer, settings, folder), [tokenizer.eos_token_id]
+    generation.sample(model, wanted, stops, "test")
+    return wanted.answers(stops)
 
 
-def test_answers_follow_from_the_seed_whatever_was_asked_before(nano, tmp_path, monkeypatch):
-    monkeypatch.setattr(generation, "TOKENS", 180)  # two prompts in a batch or so
+def test_an_answer_follows_from_its_prompt_and_number_whatever_else_is_asked(nano, tmp_path, monkeypatch):
     whole = asked(nano, tmp_path / "whole")
     assert [len(own) for own in whole] == [3] * 5
     assert len({answer.text for own in whole for answer in own}) > 3
-    count = len(list((tmp_path / "whole").iterdir()))
-    assert count > 1
+    assert asked(nano, tmp_path / "some", prompts=PROMPTS[::-2]) == whole[::-2]
+    fewer = Sampling(2, 1.0, 0.95, 12, seed=7)
+    assert asked(nano, tmp_path / "fewer", fewer) == [own[:2] for own in whole]
     torch.manual_seed(99)
-    state, drawn, calls = torch.random.get_rng_state(), generation.drawn, Counter()
+    state = torch.random.get_rng_state()
+    monkeypatch.setattr(generation, "TOKENS", 120)
+    assert asked(nano, tmp_path / "batches") == whole
+    assert len(list((tmp_path / "batches").iterdir())) > 3
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert asked(nano, tmp_path / "other", Sampling(3, 1.0, 0.95, 12, seed=8)) != whole
+
+
+def test_what_was_answered_before_a_kill_is_not_asked_again(nano, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "TOKENS", 120)
+    whole = asked(nano, tmp_path / "whole")
+    count = len(list((tmp_path / "whole").iterdir()))
+    continued, calls = generation.continued, Counter()
 
     def killed(*given):
         calls["asked"] += 1
         if calls["asked"] == 2:
             raise KeyboardInterrupt
-        return drawn(*given)
+        return continued(*given)
 
-    monkeypatch.setattr(generation, "drawn", killed)
+    monkeypatch.setattr(generation, "continued", killed)
     with pytest.raises(KeyboardInterrupt):
         asked(nano, tmp_path / "cut")
     assert len(list((tmp_path / "cut").iterdir())) == 1
     assert asked(nano, tmp_path / "cut") == whole
-    assert calls["asked"] == 2 + count - 1  # the finished batch was not asked again
-    assert torch.equal(torch.random.get_rng_state(), state)
-    monkeypatch.setattr(generation, "drawn", drawn)
-    assert asked(nano, tmp_path / "other", Sampling(3, 1.0, 0.95, 12, seed=8)) != whole
+    assert calls["asked"] == 2 + count - 1
+
+
+def test_tokens_are_drawn_from_the_most_probable_that_hold_top_p():
+    probabilities = torch.tensor([0.15, 0.5, 0.05, 0.3])
+    chances = (torch.arange(10_000) + 0.5) / 10_000
+    for top_p, kept in ((1.0, [0, 1, 2, 3]), (0.9, [0, 1, 3]), (0.5, [1])):
+        tokens = generation.drawn(
+            probabilities.log().expand(10_000, 4), chances, Sampling(1, 1.0, top_p, 1, 0)
+        )
+        shares = torch.bincount(tokens, minlength=4) / 10_000
+        wanted = torch.zeros(4).index_copy(0, torch.tensor(kept), probabilities[kept])
+        torch.testing.assert_close(shares, wanted / wanted.sum(), atol=2e-4, rtol=0)
+    cold = generation.drawn(probabilities.log()[None], torch.tensor([0.999]), Sampling(1, 1e-30, 1.0, 1, 0))
+    assert cold.tolist() == [1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_end_leave_the_others_as_they_are(kind):
+    """Beside a model that reads each text whole, without a cache; of Gemma 3 beyond its sliding window."""
+    gemma = {"sliding_window": 8, "num_hidden_layers": 7}
+    own = random_model(kind, **(gemma if kind == "gemma3_text" else {}))
+    numbers, stop, ends = torch.Generator().manual_seed(3), 1, [20, 1, 7, 24, 7, 12]
+    rows = [torch.randint(5, 4096, (n,), generator=numbers).tolist() for n in (30, 3, 17, 9, 25, 1)]
+
+    def choose(logits: torch.Tensor, places: list[int], step: int) -> torch.Tensor:
+        """Another rank at every step: a random model likes to repeat itself."""
+        found = logits.topk(9).indices[:, 4 * step % 9]
+        return torch.where(torch.tensor([ends[place] > step for place in places]), found, stop)
+
+    found = generation.continued(own, rows, list(range(6)), [stop], 20, choose)
+    assert [len(tokens) for tokens in found] == [20, 2, 8, 20, 8, 13]
+    for place, (row, tokens) in enumerate(zip(rows, found)):
+        for step, token in enumerate(tokens):
+            with torch.inference_mode():
+                logits = own(torch.tensor([row + tokens[:step]]), use_cache=False).logits[:, -1]
+            assert token == choose(logits, [place], step)
+
+
+def test_a_limit_that_the_data_exceeds_is_named():
+    rows = [[0, 3, 10, 14], [5, 25]]  # answers of 4 and 20 tokens
+    assert generation.cut("evaluate.max_new_tokens", 16, [True, False, False], rows) == (
+        "2 of 3 answers were cut at 16 tokens, and 1 of 2 in the data are longer: raise "
+        "evaluate.max_new_tokens; 20 would hold all of these"
+    )
+    assert generation.cut("evaluate.max_new_tokens", 20, [False], rows) == ""
 
 
 def row(prompt: str, answer: str, score: float | None) -> dict:
@@ -74,12 +131,26 @@ def test_the_best_answer_stands_against_the_worst():
         )
         for number, score in enumerate(scores, 1)
     ]  # fmt: skip
-    pairs, lost = sample.paired(rows, 0.1, "sft")
+    settings = read().sample.model_copy(update={"margin": 0.1})
+    pairs, lost = sample.paired(rows, settings, "sft")
     assert [(one["chosen"][0]["content"], one["rejected"][0]["content"], one["id"]) for one in pairs] == [
         ("2", "4", "sampled-sft:0")
     ]
     assert pairs[0]["prompt"] == [{"role": "user", "content": "أ"}]
-    assert lost == {"no answer is better than another": 2, "fewer than two answers with a verdict": 1}
+    assert lost == {
+        "prompts of which no answer is better than another": 2,
+        "prompts with fewer than two answers with a verdict": 1,
+    }
+
+
+def test_an_answer_alone_is_good_or_bad():
+    rows = [row("أ", str(number), score) for number, score in enumerate((1.0, 0.99, None, 1.0))]
+    votes, lost = sample.voted(rows, read().sample, "sft")
+    assert [(len(one["chosen"]), len(one["rejected"]), one["id"]) for one in votes] == [
+        (1, 0, "sampled-sft:0"), (0, 1, "sampled-sft:1"), (1, 0, "sampled-sft:2")
+    ]  # fmt: skip
+    assert votes[1]["rejected"] == [{"role": "assistant", "content": "1"}]
+    assert lost == {"answers without a verdict": 1}
 
 
 @pytest.mark.parametrize(
@@ -94,6 +165,7 @@ def test_the_best_answer_stands_against_the_worst():
         ({"sample.answers": 1}, "sample.answers is 1"),
         ({"sample.prompts": 5, "mixtures.demo.preferences": {"sampled": "all"}, "sample.refine": "dpo"},
             "sample.refine is 'dpo', but refine is"),
+        ({"sample.engine": "vllm", "models.nano.weights.quantization": "nf4"}, "nano is held in 4 bit"),
     ],
 )  # fmt: skip
 def test_settings_that_make_no_pairs_are_refused(inside, tmp_path, monkeypatch, changes, said):
@@ -165,6 +237,6 @@ def test_the_preference_stage_learns_from_them(sampled):
     assert len(provenance["sampled_sha256"]) == 64
     # and again: the same pairs, whatever is on disk
     before = (sampled.path / "data/raw/sampled-sft/sampled.parquet").read_bytes()
-    sampled.run(sys.executable, "-m", "stages.sample", "sft")
+    said = sampled.run(sys.executable, "-m", "stages.sample", "sft").stdout
+    assert "240 of 240 answers were given before" in said
     assert (sampled.path / "data/raw/sampled-sft/sampled.parquet").read_bytes() == before
-    assert not list((sampled.path / ".cache/sample").iterdir())

@@ -332,6 +332,9 @@ class Sample(Section):
     temperature: Annotated[float, Field(gt=0, le=100)]
     top_p: Annotated[float, Field(gt=0, le=1)]
     max_new_tokens: Tokens
+    engine: Literal["transformers", "vllm"]
+    keep: Literal["pairs", "votes"]
+    good: float
     margin: Annotated[float, Field(ge=0)]
     refine: Literal["sft", "dpo"]
     judge: Judge
@@ -523,6 +526,11 @@ class Params(Section):
             )
         if named and self.sample.judge.kind == "none":
             raise ValueError("sample.judge.kind is 'none': name who tells the better answer")
+        if self.sample.engine == "vllm" and self.chosen_model.weights.quantization == "nf4":
+            raise ValueError(
+                f"sample.engine is 'vllm', and {self.model} is held in 4 bit, which it would hold otherwise: "
+                "take transformers"
+            )
         if self.sample.refine == "dpo" and not set(self.refine) - {"continued"}:
             raise ValueError(
                 f"sample.refine is 'dpo', but refine is {self.refine}: no pass would learn from those pairs"
