@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 RAW, FORMATTED = Path("data/raw/instructions"), Path("data/formatted")
 TEXT, NUMBER, FLAG = pa.string(), pa.float64(), pa.bool_()
 ANSWERS = pa.schema(
-    {"prompt_id": TEXT, "prompt": TEXT, "reference": TEXT, "answer": TEXT, "tokens": pa.int64(),
-        "stopped": FLAG, "score": NUMBER}
+    {"prompt_id": TEXT, "prompt": TEXT, "question": TEXT, "reference": TEXT, "answer": TEXT,
+        "tokens": pa.int64(), "stopped": FLAG, "score": NUMBER}
 )  # fmt: skip
 
 
@@ -172,19 +172,22 @@ def judged(judge, prompts: list[dict], answers: "list[list[Answer]]") -> list[di
 
     rows = [
         {"prompt_id": prompt["id"], "task": prompt["task"], "messages": prompt["messages"],
-            "prompt": prompt["prompt"], "reference": prompt["reference"], "answer": answer.text,
+            "prompt": prompt["prompt"], "question": question(prompt["messages"]),
+            "reference": prompt["reference"], "answer": answer.text,
             "tokens": len(answer.tokens), "stopped": answer.stopped, "score": None}
         for prompt, own in zip(prompts, answers)
         for answer in own
     ]  # fmt: skip
     whole = [row for row in rows if row["stopped"] and row["answer"].strip()]
-    given = [
-        Answered("\n\n".join(turn["content"] for turn in row["messages"]), row["answer"], [row["reference"]])
-        for row in whole
-    ]
+    given = [Answered(row["question"], row["answer"], [row["reference"]]) for row in whole]
     for row, score in zip(whole, judge.scores(given, "sample") if given else []):
         row["score"] = score
     return rows
+
+
+def question(messages: list[Message]) -> str:
+    """What a judge is shown."""
+    return "\n\n".join(turn["content"] for turn in messages)
 
 
 # --- pairs --------------------------------------------------------------------------------------------------

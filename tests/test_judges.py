@@ -9,7 +9,7 @@ import torch
 from pyarrow import parquet
 from pydantic import ValidationError
 
-from stages.judge import chat, judges
+from stages.judge import chat, judges, people
 from stages.judge.answered import Answered
 from stages.judge.chat import ChatJudge
 from stages.settings.errors import Problem
@@ -18,7 +18,7 @@ from stages.text import judging
 from stages.text.prompts import TEMPLATES
 from tests.conftest import ROOT
 from tests.fake_judge import FakeJudge
-from tools import judged
+from tools import compare, judged
 
 KEY = "sk-secret-of-a-test"
 
@@ -147,6 +147,26 @@ def test_the_reference_judge():
     assert judges.open_judge("evaluate.judge", Judge(kind="none")) is None
 
 
+def test_people_score_the_answers_they_were_shown(tmp_path, monkeypatch):
+    settings = Judge(kind="people")
+    monkeypatch.setattr(people, "VERDICTS", tmp_path / "verdicts.jsonl")
+    with pytest.raises(Problem, match=r"verdicts.jsonl is not there: sample with another judge first"):
+        judges.open_judge("sample.judge", settings)
+    rows = [("س", "نعم", 1), ("س", "نعم", 0.5), ("س", "لا", None), ("ص", "لا", 0)]
+    lines = [json.dumps(dict(zip(("question", "answer", "score"), row))) for row in rows]
+    people.VERDICTS.write_text("\n".join([*lines, "", ""]), encoding="utf-8")
+    judge = judges.open_judge("sample.judge", settings)
+    given = [Answered(*one) for one in (("س", "نعم"), ("س", "لا"), ("ص", "لا"), ("ص", "نعم"))]
+    assert judge.scores(given, "sample") == [0.75, None, 0.0, None]
+    assert judge.report() == "2 answers with a score of people; 2 sampled ones without"
+    for torn in ('{"question": "س"', '{"question": "س", "answer": "لا", "score": "جيد"}', "[]", "{}",
+            '{"question": "س", "answer": "لا", "score": true}', '{"question": [], "answer": "", "score": 1}',
+            '{"question": "س", "answer": "لا", "score": NaN}'):  # fmt: skip
+        people.VERDICTS.write_text("\n".join([lines[0], torn]), encoding="utf-8")
+        with pytest.raises(Problem, match="line 2 is no verdict"):
+            judges.open_judge("sample.judge", settings)
+
+
 def test_a_judge_needs_its_own_keys():
     for given, said in (
         ({"kind": "chat", "model": "m", "max_tokens": 8}, "needs `base_url`"),
@@ -230,13 +250,47 @@ def test_two_checkpoints_are_compared_prompt_by_prompt(endpoint, tmp_path, monke
         return "1" if asked.index("جيد") < asked.index("سيئ") else "2"
 
     endpoint.reply = reply
-    lines = list(judged.duel(judge_of(endpoint.url), "dpo", "sft", "held-out", TEMPLATES["chatml"]))
+    lines = list(judged.duel(judge_of(endpoint.url), "dpo", "sft", "held-out"))
     assert lines[0] == "dpo against sft on held-out: 4 prompts"
     assert lines[1].startswith("win rate 0.625, 95 % ")
     assert lines[1].endswith("(2 won, 1 tied, 1 lost)")
     assert len(endpoint.log) == 6  # equal answers need no judge
     with pytest.raises(Problem, match="holds no answers in words of alrage: it has held-out"):
-        judged.answers("dpo", "alrage")
+        list(judged.duel(judge_of(endpoint.url), "dpo", "sft", "alrage"))
+
+
+def test_a_comparison_shows_what_the_judge_says_beside_the_scores(endpoint, tmp_path, monkeypatch):
+    """Between revisions as between checkpoints: the answers are read from where the scores are."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(judged, "of_pairs", lambda: judge_of(endpoint.url))
+    (tmp_path / "data/predictions").mkdir(parents=True)
+    (tmp_path / "data/feedback").mkdir()
+    predictions(tmp_path / "data/predictions", "dpo", {"a": "جيد", "b": "جيد جدا", "c": "نفسه", "d": "سيئ"})
+    predictions(tmp_path / "data/predictions", "sft", {"a": "سيئ", "b": "سيئ", "c": "نفسه", "d": "؟"})
+    vote = {"prompt": [{"role": "user", "content": "س"}], "vote": "first",
+        "answers": [{"answer": "جيد"}, {"answer": "سيئ"}]}  # fmt: skip
+    votes = f"{json.dumps(vote)}\n{json.dumps(vote)[:40]}"
+    (tmp_path / "data/feedback/preferences.jsonl").write_text(votes, encoding="utf-8")
+
+    def reply(messages):
+        asked = messages[1]["content"]
+        if "؟" in asked:
+            return "لا أدري"
+        return "1" if asked.index("جيد") < asked.index("سيئ") else "2"
+
+    endpoint.reply = reply
+    sides = (("workspace", "sft"), ("workspace", "dpo"))
+    [header, row], notes = compare.by_judge(*sides, "held-out")
+    assert header[:6] == ["judged", "n", "B won", "ties", "A won", "B's win rate"]
+    assert row[:6] == ["held-out", "3", "2", "1", "0", "0.833"]
+    assert notes.splitlines()[:3] == [
+        "- B's answers are +0 characters longer (median)",
+        "- 1 prompts without a verdict, or asked otherwise, are left out",
+        "- the judge beside people: 1 votes; both decided 1; agreement 1.000, 95 % 0.206 … 1.000",
+    ]
+    asked = len(endpoint.log)
+    list(compare.by_judge(*sides, "held-out"))
+    assert len(endpoint.log) == asked
 
 
 def test_a_judge_that_likes_length_is_seen_through():

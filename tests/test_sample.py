@@ -1,7 +1,13 @@
 """The model's own answers: seeded, kept batch by batch, judged, paired, gated, and learned from."""
 
 import json
+import os
+import random
+import re
+import shutil
+import subprocess
 import sys
+import time
 from collections import Counter
 
 import pytest
@@ -165,6 +171,7 @@ def test_an_answer_alone_is_good_or_bad():
         ({"sample.answers": 1}, "sample.answers is 1"),
         ({"sample.prompts": 5, "mixtures.demo.preferences": {"sampled": "all"}, "sample.refine": "dpo"},
             "sample.refine is 'dpo', but refine is"),
+        ({"evaluate.judge": {"kind": "people"}}, "judge.kind is 'people', who score sampled answers"),
         ({"sample.engine": "vllm", "models.nano.weights.quantization": "nf4"}, "nano is held in 4 bit"),
     ],
 )  # fmt: skip
@@ -229,6 +236,36 @@ def test_pairs_are_of_the_models_own_answers_to_training_prompts(sampled):
     assert not table(sampled, "data/formatted/sampled-sft/validation.parquet")
 
 
+def test_people_can_score_what_was_sampled_and_nothing_is_asked_again(sampled, tmp_path):
+    project = sampled.copy(tmp_path / "project")
+    asked = [json.loads(line) for line in project.run(
+        sys.executable, "-m", "tools.answers", "sft", "--sampled").stdout.splitlines()]  # fmt: skip
+    answers = table(sampled, "data/raw/sampled-sft/answers.parquet")
+    assert {(one["question"], one["answer"]) for one in asked} == {
+        (one["question"], one["answer"]) for one in answers if one["score"] is not None
+    }
+    assert len(asked) == len({(one["question"], one["answer"]) for one in asked})
+    # these people like short answers
+    scored = [one | {"score": -len(one["answer"])} for one in asked[:-1]] + asked[-1:]
+    (project.path / "data/feedback/verdicts.jsonl").write_text(
+        "\n".join(json.dumps(one, ensure_ascii=False) for one in scored), encoding="utf-8"
+    )
+    project.set({"sample.judge": {"kind": "people"}})
+    said = project.run(sys.executable, "-m", "stages.sample", "sft").stdout
+    assert "240 of 240 answers were given before" in said
+    assert f"{len(asked) - 1:,} answers with a score of people" in said
+    for pair in table(project, "data/raw/sampled-sft/sampled.parquet"):
+        assert len(pair["chosen"][0]["content"]) < len(pair["rejected"][0]["content"])
+    project.set({"sample.judge": {"kind": "reference"}, "sample.keep": "votes"})
+    project.run(sys.executable, "-m", "stages.sample", "sft")
+    votes = table(project, "data/raw/sampled-sft/sampled.parquet")
+    scores = [one["score"] for one in answers if one["score"] is not None]
+    assert [bool(one["chosen"]) for one in votes] == [score >= 1 for score in scores]
+    assert all(bool(one["chosen"]) != bool(one["rejected"]) for one in votes)
+    project.run(sys.executable, "-m", "stages.format", "sampled-sft")
+    assert 0 < len(table(project, "data/formatted/sampled-sft/train.parquet")) <= len(votes)
+
+
 @pytest.mark.slow
 def test_the_preference_stage_learns_from_them(sampled):
     """In its provenance, and a run without them is another one."""
@@ -240,3 +277,41 @@ def test_the_preference_stage_learns_from_them(sampled):
     said = sampled.run(sys.executable, "-m", "stages.sample", "sft").stdout
     assert "240 of 240 answers were given before" in said
     assert (sampled.path / "data/raw/sampled-sft/sampled.parquet").read_bytes() == before
+
+
+def answered(project: Workspace) -> dict[str, int]:
+    """The files of answers that are kept so far, with their times."""
+    folders = (project.path / ".cache/sample").glob("*/*.json")
+    return {str(path): path.stat().st_mtime_ns for path in folders}
+
+
+@pytest.mark.slow
+def test_a_run_killed_twice_ends_in_the_same_bytes_and_asks_nothing_again(sampled, tmp_path):
+    project, rng = sampled.copy(tmp_path / "project"), random.Random(5)
+    project.environment["DVC_ROOT"] = str(project.path)
+    project.set({"sample.max_new_tokens": 256, "sample.prompts": 100})
+    command = [sys.executable, "-m", "stages.sample", "sft"]
+    project.run(*command)
+    results = [
+        project.path / "data/raw/sampled-sft" / name for name in ("sampled.parquet", "answers.parquet")
+    ]
+    whole, total = [path.read_bytes() for path in results], len(answered(project))
+    assert total > 4
+    shutil.rmtree(project.path / ".cache/sample")
+    shutil.rmtree(project.path / "data/raw/sampled-sft")
+    known = {}
+    for _ in range(2):
+        process = subprocess.Popen(command, cwd=project.path, env=os.environ | project.environment)
+        while process.poll() is None and len(answered(project)) == len(known):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+        found = answered(project)
+        assert len(known) < len(found) < total
+        assert known.items() <= found.items()
+        known = found
+    said = project.run(*command).stdout
+    assert re.search(r"sample: sft: \d+ of 400 answers were given before", said)
+    assert known.items() <= answered(project).items()
+    assert [path.read_bytes() for path in results] == whole

@@ -8,6 +8,9 @@ python -m tools.compare --tournament [REV ...] [--checkpoint dpo] [--markdown]
     all experiments of HEAD by default
 python -m tools.compare --votes [--markdown]
     what people said in the arena of the chat page, by pair of checkpoints
+python -m tools.compare … --judge [BENCHMARK]
+    beside the scores what evaluate.judge (of kind chat) says of the answers of A and B to held-out prompts,
+    or to an open benchmark; and how often it agrees with the votes of people, where there are some
 
 REV is a git revision, the name of an experiment, or `workspace`. The predictions come from the DVC cache, or
 from the remote where the cache has none. Only questions that all sides answered count, in their published
@@ -33,7 +36,7 @@ from ruamel.yaml import YAML
 from stages.evaluation import statistics
 from stages.settings.errors import Problem, one_line_errors
 from stages.settings.stage import quiet
-from tools import revisions, votes
+from tools import judged, revisions, votes
 from tools.plan import aligned, markdown
 
 WORKSPACE = "workspace"
@@ -57,12 +60,19 @@ def main(arguments: list[str]) -> None:
     kind.add_argument("--against", metavar="CHECKPOINT", help="the checkpoint of A, where it is another")
     kind.add_argument("--tournament", action="store_true")
     kind.add_argument("--votes", action="store_true", help="of people, in the arena of the chat page")
+    parser.add_argument(
+        "--judge",
+        nargs="?",
+        const="held-out",
+        metavar="BENCHMARK",
+        help="its verdicts are kept, and asked once",
+    )
     parser.add_argument("--by", choices=GROUPS, help="the parts of the benchmarks that differ most")
     asked = parser.parse_args(arguments)
-    if asked.tournament and asked.by:
-        parser.error("--by goes with two sides, not with --tournament")
+    if asked.tournament and (asked.by or asked.judge):
+        parser.error("--by and --judge go with two sides, not with --tournament")
     if asked.votes:
-        if asked.revisions or asked.by:
+        if asked.revisions or asked.by or asked.judge:
             parser.error("--votes stands alone, or with --markdown")
         with one_line_errors():
             print("\n\n".join(voted(asked.markdown)))
@@ -128,6 +138,8 @@ def duel(asked: argparse.Namespace) -> Iterator[str | list[list[str]]]:
     if asked.by:
         yield from by_group(pairs, asked.by)
     yield from bullets(left_out(pairs, tables))
+    if asked.judge:
+        yield from by_judge((first, old), (second, asked.checkpoint), asked.judge)
 
 
 def corrected(compared: list[tuple[list[str], np.ndarray]]) -> list[Line]:
@@ -158,6 +170,31 @@ def by_group(pairs: list["Paired"], column: str) -> Iterator[str | list[list[str
     yield f"the clearest {min(SHOWN, len(lines))} of {len(lines)}"
 
 
+def by_judge(
+    first: tuple[str, str], second: tuple[str, str], benchmark: str
+) -> Iterator[str | list[list[str]]]:
+    """What the judge says of the answers of A and B, each (revision, checkpoint); and beside people's votes.
+    """
+    judge = judged.of_pairs()
+    old, new = (
+        judged.answers(content(revision, predictions(checkpoint)), f"{checkpoint} of {revision}", benchmark)
+        for revision, checkpoint in (first, second)
+    )
+    result = judged.compared(judge, new, old, benchmark)
+    row = result.row
+    interval = "" if row["ci_low"] is None else f"{row['ci_low']:.3f} … {row['ci_high']:.3f}"
+    header = ["judged", "n", "B won", "ties", "A won", "B's win rate", "95 % interval", "at equal length"]
+    counts = [f"{row[key]:,}" for key in ("prompts", "won", "tied", "lost")]
+    rates = [f"{row['win_rate']:.3f}", interval, f"{row['at_equal_length']:.3f}"]
+    yield [header, [benchmark, *counts, *rates]]
+    notes = [f"B's answers are {row['longer']:+.0f} characters longer (median)"]
+    if result.without:
+        notes.append(f"{result.without:,} prompts without a verdict, or asked otherwise, are left out")
+    if votes.VOTES.exists():
+        notes.append(f"the judge beside people: {'; '.join(judged.beside_votes(judge))}")
+    yield from bullets([*notes, f"judge: {judge.report()}"])
+
+
 # --- all experiments ----------------------------------------------------------------------------------------
 
 
@@ -171,7 +208,7 @@ def tournament(revisions: list[str], checkpoint: str) -> Iterator[str | list[lis
     pairs = paired(tables)
     scored = [pair for pair in pairs if len(pair.scores)]
     ranks = mean_ranks([pair for pair in scored if len(pair.sides) == len(tables)], list(tables))
-    marks = judged(scored)
+    marks = best_and_below(scored)
     baseline, settings = params_of("HEAD"), {name: params_of(name) for name in tables}
     header = [
         "experiment",
@@ -233,7 +270,7 @@ def mean_ranks(pairs: list["Paired"], names: list[str]) -> dict[str, float]:
     return dict(zip(names, ranks.mean(axis=0) if len(pairs) else np.ones(len(names))))
 
 
-def judged(pairs: list["Paired"]) -> dict[tuple[str, str], str]:
+def best_and_below(pairs: list["Paired"]) -> dict[tuple[str, str], str]:
     """(benchmark, side) → ▲ for the best, ▼ for those significantly below it."""
     marks, p = {}, {}
     for pair in pairs:
@@ -367,7 +404,7 @@ def left_out(pairs: list[Paired], tables: dict[str, pd.DataFrame]) -> Iterator[s
 
 def load(revision: str, checkpoint: str) -> pd.DataFrame:
     """The rows in their published order of choices (rotation 0); no text is null."""
-    path = Path(f"data/predictions/{checkpoint}.parquet")
+    path = predictions(checkpoint)
     buffer = BytesIO(content(revision, path))
     if missing := [column for column in COLUMNS if column not in parquet.read_schema(buffer).names]:
         raise Problem(
@@ -380,6 +417,10 @@ def load(revision: str, checkpoint: str) -> pd.DataFrame:
         raise Problem(f"{path} of {revision} holds {row['id']} of {row['benchmark']} twice: evaluate again")
     text = [*ASKED, "fault", *GROUPS]
     return table.assign(**table[text].fillna(""))
+
+
+def predictions(checkpoint: str) -> Path:
+    return Path(f"data/predictions/{checkpoint}.parquet")
 
 
 def content(revision: str, path: Path) -> bytes:

@@ -13,6 +13,9 @@ import argparse
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,7 @@ from stages.judge.chat import ChatJudge
 from stages.settings.errors import Problem, one_line_errors
 from stages.settings.reader import read
 from stages.settings.stage import quiet
-from stages.text.prompts import TEMPLATES, Template
+from stages.text.prompts import TEMPLATES
 from tools.votes import VOTES, WORTH
 
 PREDICTIONS = Path("data/predictions")
@@ -44,69 +47,103 @@ def main() -> None:
     if asked.votes == bool(asked.checkpoint):
         parser.error("name a checkpoint, or --votes")
     with one_line_errors():
-        params = read()
-        if params.evaluate.judge.kind != "chat":
-            raise Problem(
-                f"evaluate.judge.kind is {params.evaluate.judge.kind!r}: pairs need one of kind chat: "
-                "docs/evaluation.md"
-            )
-        judge = ChatJudge("evaluate.judge", params.evaluate.judge)
+        judge = of_pairs()
         if asked.votes:
             lines = beside_votes(judge)
         else:
             against = asked.against or TRAINED_FROM.get(asked.checkpoint, "dpo")
-            template = TEMPLATES[params.prompt.template]
-            lines = duel(judge, asked.checkpoint, against, asked.benchmark, template)
+            lines = duel(judge, asked.checkpoint, against, asked.benchmark)
         print("\n".join([*lines, f"judge: {judge.report()}"]))
+
+
+def of_pairs() -> ChatJudge:
+    """The judge of evaluate.judge. Raises Problem where it compares no pairs."""
+    settings = read().evaluate.judge
+    if settings.kind != "chat":
+        raise Problem(
+            f"evaluate.judge.kind is {settings.kind!r}: pairs need one of kind chat: docs/evaluation.md"
+        )
+    return ChatJudge("evaluate.judge", settings)
 
 
 # --- two checkpoints ----------------------------------------------------------------------------------------
 
 
-def duel(
-    judge: ChatJudge, checkpoint: str, against: str, benchmark: str, template: Template
-) -> Iterator[str]:
+@dataclass(frozen=True)
+class Result:
+    """What a judge said of two checkpoints: of each prompt 1 (the new one wins), 0 or ½, and how many
+    characters longer the new one's answer is; `without`: prompts without a verdict, or asked otherwise.
+    """
+
+    wins: list[float]
+    longer: list[int]
+    without: int
+
+    @property
+    def row(self) -> dict:
+        whole = statistics.mean(self.wins)
+        counts = {name: self.wins.count(worth) for name, worth in (("won", 1), ("tied", 0.5), ("lost", 0))}
+        return counts | {
+            "prompts": len(self.wins),
+            "win_rate": whole["value"],
+            "ci_low": whole["ci_low"],
+            "ci_high": whole["ci_high"],
+            "at_equal_length": length_controlled(self.wins, self.longer),
+            "longer": float(np.median(self.longer)),
+        }
+
+
+def duel(judge: ChatJudge, checkpoint: str, against: str, benchmark: str) -> Iterator[str]:
     """Win rate of a checkpoint over another on the prompts that both answered, in lines."""
-    new, old = (answers(name, benchmark) for name in (checkpoint, against))
-    ids = [one for one in new if one in old]
+    paths = [PREDICTIONS / f"{name}.parquet" for name in (checkpoint, against)]
+    for path in paths:
+        if not path.exists():
+            raise Problem(f"{path} does not exist: run `dvc repro`, or `dvc checkout` where it has run")
+    new, old = (answers(path.read_bytes(), str(path), benchmark) for path in paths)
+    result = compared(judge, new, old, benchmark)
+    row = result.row
+    interval = "" if row["ci_low"] is None else f", 95 % {row['ci_low']:.3f} … {row['ci_high']:.3f}"
+    yield f"{checkpoint} against {against} on {benchmark}: {row['prompts']:,} prompts"
+    counts = f"{row['won']} won, {row['tied']} tied, {row['lost']} lost"
+    yield f"win rate {row['win_rate']:.3f}{interval} ({counts})"
+    yield f"at equal length {row['at_equal_length']:.3f}"
+    yield f"{row['longer']:+.0f} characters longer (median)"
+    if result.without:
+        yield f"{result.without:,} prompts without a verdict are left out"
+
+
+def compared(judge: ChatJudge, new: dict[str, dict], old: dict[str, dict], benchmark: str) -> Result:
+    """The judge's verdicts on answers to the prompts that both have. Raises Problem where there is none."""
+    shared = [one for one in new if one in old]
+    ids = [one for one in shared if plain(new[one]["question"]) == plain(old[one]["question"])]
     if not ids:
-        raise Problem(f"{checkpoint} and {against} answered no same prompt of {benchmark}")
-    pairs = [(plain(new[one]["question"], template), new[one]["answer"], old[one]["answer"]) for one in ids]
-    same = [first == second for _, first, second in pairs]
-    found = iter(judge.preferences([pair for pair, equal in zip(pairs, same) if not equal], benchmark))
-    wins = [0.5 if equal else next(found) for equal in same]  # equal answers need no judge
+        raise Problem(f"both sides answered no same prompt of {benchmark}")
+    pairs = [(plain(new[one]["question"]), new[one]["answer"], old[one]["answer"]) for one in ids]
+    found = iter(judge.preferences([pair for pair in pairs if pair[1] != pair[2]], benchmark))
+    wins = [0.5 if first == second else next(found) for _, first, second in pairs]  # equal ones need no judge
     kept = [i for i, win in enumerate(wins) if win is not None]
-    values = [wins[i] for i in kept]
-    differences = [len(pairs[i][1]) - len(pairs[i][2]) for i in kept]
-    whole = statistics.mean(values)
-    won, tied = values.count(1.0), values.count(0.5)
-    interval = "" if whole["ci_low"] is None else f", 95 % {whole['ci_low']:.3f} … {whole['ci_high']:.3f}"
-    yield f"{checkpoint} against {against} on {benchmark}: {len(kept):,} prompts"
-    yield f"win rate {whole['value']:.3f}{interval} ({won} won, {tied} tied, {values.count(0.0)} lost)"
-    yield f"at equal length {length_controlled(values, differences):.3f}"
-    yield f"{np.median(differences):+.0f} characters longer (median)"
-    if len(kept) < len(ids):
-        yield f"{len(ids) - len(kept):,} prompts without a verdict are left out"
+    if not kept:
+        raise Problem(f"the judge gave no verdict on {len(wins):,} pairs of {benchmark}")
+    longer = [len(pairs[i][1]) - len(pairs[i][2]) for i in kept]
+    return Result([wins[i] for i in kept], longer, len(shared) - len(kept))
 
 
-def answers(checkpoint: str, benchmark: str) -> dict[str, dict]:
-    """The answers in words of a checkpoint, by id."""
-    path = PREDICTIONS / f"{checkpoint}.parquet"
-    if not path.exists():
-        raise Problem(f"{path} does not exist: run `dvc repro`, or `dvc checkout` where it has run")
+def answers(predictions: bytes, name: str, benchmark: str) -> dict[str, dict]:
+    """The answers in words of a checkpoint, by id. `name` is what an error calls the predictions."""
     columns = ["benchmark", "id", "question", "answer", "tokens"]
-    rows = parquet.read_table(path, columns=columns).to_pylist()
+    rows = parquet.read_table(BytesIO(predictions), columns=columns).to_pylist()
     found = {row["id"]: row for row in rows if row["benchmark"] == benchmark and row["tokens"] is not None}
     if not found:
         named = sorted({row["benchmark"] for row in rows if row["tokens"] is not None})
-        raise Problem(f"{path} holds no answers in words of {benchmark}: it has {', '.join(named)}")
+        raise Problem(f"{name} holds no answers in words of {benchmark}: it has {', '.join(named)}")
     return found
 
 
-def plain(question: str, template: Template) -> str:
+def plain(question: str) -> str:
     """A prompt without the markers of the template that it was rendered with."""
-    for marker in (template.system, template.user, template.assistant, template.turn_end):
-        question = question.replace(marker, "\n") if marker.strip() else question
+    for one in TEMPLATES.values():
+        for marker in (one.system, one.user, one.assistant, one.turn_end):
+            question = question.replace(marker, "\n") if marker.strip() else question
     return question.strip()
 
 
@@ -147,15 +184,20 @@ def beside_votes(judge: ChatJudge) -> Iterator[str]:
 
 
 def voted() -> tuple[list[Pair], list[float]]:
-    """Pairs of answers, and what people said: 1 for the first, 0 for the second, ½ for a tie or both bad."""
+    """Pairs of answers, and what people said: 1 for the first, 0 for the second, ½ for a tie or both bad.
+    What is no vote is passed over: `fetch` counts it.
+    """
     if not VOTES.exists():
         raise Problem(f"{VOTES} is not there: vote in `python -m tools.chat --web` first")
     pairs, votes = [], []
     for line in VOTES.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        asked = "\n\n".join(turn["content"] for turn in row["prompt"] if turn["role"] != "system")
-        pairs.append((asked, *(answer["answer"] for answer in row["answers"])))
-        votes.append(WORTH[row["vote"]])
+        with suppress(ValueError, TypeError, KeyError):  # a torn line, say
+            row = json.loads(line)
+            asked = "\n\n".join(turn["content"] for turn in row["prompt"] if turn["role"] != "system")
+            first, second = (answer["answer"] for answer in row["answers"])
+            worth = WORTH[row["vote"]]
+            pairs.append((asked, first, second))
+            votes.append(worth)
     return pairs, votes
 
 

@@ -1,8 +1,7 @@
 """The judges: who scores an answer in words.
 
 Each has `scores(answers, title)`, a number or None (no verdict) for each answer, higher is better;
-`record`, who it is, for the record; and `report()`, what it did, in a line. The people's votes are no judge
-of new answers: they are pairs of their own, the dataset `feedback`.
+`record`, who it is, for the record; and `report()`, what it did, in a line.
 """
 
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Protocol
 
 from stages.judge.answered import Answered
 from stages.judge.chat import ChatJudge
+from stages.judge.people import PeopleJudge
 from stages.judge.reference import exact_match, f1
 from stages.settings import params
 
@@ -53,6 +53,7 @@ JUDGES: dict[str, Callable[[str, params.Judge], Judge]] = {
     "reference": ReferenceJudge,
     "reward": reward,
     "chat": ChatJudge,
+    "people": PeopleJudge,
 }
 
 

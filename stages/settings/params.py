@@ -285,7 +285,7 @@ class Common(Section):
 class Judge(Section):
     """Who scores answers in words: stages/judge/judges.py."""
 
-    kind: Literal["none", "reference", "reward", "chat"]
+    kind: Literal["none", "reference", "reward", "chat", "people"]
     model: Annotated[str, Field(min_length=1)] | None = None
     base_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     max_tokens: Count | None = None
@@ -307,6 +307,7 @@ JUDGE_KEYS = {
     "reference": (),
     "reward": ("model", "max_length"),  # a folder or a hub's repo@revision; tokens it reads
     "chat": ("base_url", "model", "max_tokens"),  # of an OpenAI-compatible endpoint; of its answer
+    "people": (),  # of sampled answers alone: data/feedback/verdicts.jsonl
 }
 
 
@@ -321,6 +322,12 @@ class Evaluate(Section):
     max_new_tokens: Tokens
     judge: Judge
     require: dict[str, float]
+
+    @model_validator(mode="after")
+    def people_judge_samples(self) -> "Evaluate":
+        if self.judge.kind == "people":
+            raise ValueError("judge.kind is 'people', who score sampled answers: it is for sample.judge")
+        return self
 
 
 class Sample(Section):
