@@ -236,6 +236,7 @@ def test_pairs_are_of_the_models_own_answers_to_training_prompts(sampled):
     assert not table(sampled, "data/formatted/sampled-sft/validation.parquet")
 
 
+@pytest.mark.slow
 def test_people_can_score_what_was_sampled_and_nothing_is_asked_again(sampled, tmp_path):
     project = sampled.copy(tmp_path / "project")
     asked = [json.loads(line) for line in project.run(

@@ -173,8 +173,7 @@ def by_group(pairs: list["Paired"], column: str) -> Iterator[str | list[list[str
 def by_judge(
     first: tuple[str, str], second: tuple[str, str], benchmark: str
 ) -> Iterator[str | list[list[str]]]:
-    """What the judge says of the answers of A and B, each (revision, checkpoint); and beside people's votes.
-    """
+    """What the judge says of the answers of two (revision, checkpoint), A and B; and the votes of people."""
     judge = judged.of_pairs()
     old, new = (
         judged.answers(content(revision, predictions(checkpoint)), f"{checkpoint} of {revision}", benchmark)

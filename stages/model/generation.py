@@ -117,7 +117,7 @@ def continued(
     ids, mask = left_padded([rows[place] for place in places], stops[0], model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    found, live = [[] for _ in places], list(range(len(places)))
+    found, live, ends = [[] for _ in places], list(range(len(places))), set(stops)
     for step in range(limit):
         logits = model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
@@ -126,7 +126,7 @@ def continued(
         tokens = choose(logits, [places[at] for at in live], step)
         for at, token in zip(live, tokens.tolist()):
             found[at].append(token)
-        going = [i for i, at in enumerate(live) if found[at][-1] not in stops]
+        going = [i for i, at in enumerate(live) if found[at][-1] not in ends]
         if not going:
             break
         if len(going) < len(live):
