@@ -18,7 +18,7 @@ def samples(checkpoint: str, template: Template) -> list[str]:
     of the data that it was trained on where it is not evaluated yet.
     """
     known = right(file(checkpoint)) or prompts(HELD_OUT)
-    asked = (plain(one, template) for one in known if one.count(template.user) == 1)
+    asked = (plain(one) for one in known if one.count(template.user) == 1)
     short = (one for one in dict.fromkeys(asked) if "\n" not in one and one.strip() and len(one) <= LONGEST)
     by_kind: dict[str, str] = {}  # not three of one kind
     for one in short:
