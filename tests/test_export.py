@@ -201,6 +201,29 @@ def test_llama_cpp_and_transformers_read_the_file_as_the_model_it_was(qwen2, tmp
     assert torch.allclose(logits(back), logits(original), atol=0.02)
 
 
+def test_answers_of_tokens_that_are_parts_of_letters_are_counted_as_they_are(qwen2, tmp_path):
+    """llama.cpp gives no probability of such a token; a random model writes many."""
+    gguf_file.write(qwen2, tmp_path / "model.gguf", "f16")
+    model, tokenizer = checks.load(qwen2)
+    prompts = [TEMPLATES["chatml"].render([{"role": "user", "content": f"عدّد {i} مدن"}]) for i in range(8)]
+    expected = checks.record(model.float(), tokenizer, prompts, [2, 0], 10)
+    parts = [any("\ufffd" in tokenizer.decode([token]) for token in answer) for answer in expected.answers]
+    best = [logps.topk(2).values for logps in expected.logps]
+    ties = [bool((two[:, 0] - two[:, 1]).min() < 0.01) for two in best]  # which rounding may decide
+    assert any(part and not tie for part, tie in zip(parts, ties))
+    same = checks.check_gguf(tmp_path / "model.gguf", expected, [2, 0], 10)["same_answers"]
+    assert same >= 8 - sum(ties)
+
+
+def test_the_first_probability_is_compared_after_the_same_tokens_alone():
+    logps = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0]])
+    scored = [{"id": 2, "logprob": -6.5}]  # of the second token: the first is a part of a letter
+    assert checks.first_gap(scored, [1, 2], (1, 0), logps) == [0.5]
+    assert checks.first_gap(scored, [1, 2], (0, 2), logps) == []
+    assert checks.first_gap(scored, [], (), logps) == [3.5]  # a stop token, which is all of the answer
+    assert checks.first_gap([], [1], (1,), logps) == []
+
+
 @pytest.mark.parametrize(
     "kind, bits, error",
     [("q8_0", 9.0, 0.01), ("q6_k", 7.2, 0.03), ("q5_k_m", 6.4, 0.05), ("q4_k_m", 5.6, 0.1)],
