@@ -402,59 +402,126 @@ def test_a_merge_that_answers_differently_is_not_written(inside, tmp_path):
 # --- uploading ----------------------------------------------------------------------------------------------
 
 
+class TakingHub:
+    """A hub that takes commits: what was posted where. `private`: of the one repository it has."""
+
+    def __init__(self):
+        self.received, self.private = {}, True
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                send(self, 200, json.dumps({"id": "me/model", "private": hub.private}).encode())
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                hub.received[self.path] = body
+                allowed = self.headers["Authorization"] == "Bearer hf_right"
+                here = f"{hub.url}/me/model"
+                answer = {"url": here, "commitUrl": f"{here}/commit/1", "commitOid": "1"}
+                if "/preupload/" in self.path:
+                    answer["files"] = [
+                        {**file, "uploadMode": "regular", "shouldIgnore": False}
+                        for file in json.loads(body)["files"]
+                    ]
+                made = "/repos/create" in self.path and not hub.private
+                status = 401 if not allowed else 409 if made else 200  # 409: it is there already
+                send(self, status, json.dumps(answer if allowed else {"error": "no"}).encode())
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
 @pytest.fixture
 def taking_hub():
-    """A hub that takes commits: what was posted where, with which token."""
-    received = {}
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            received[self.path] = body
-            allowed = self.headers["Authorization"] == "Bearer hf_right"
-            answer = {"url": f"{url}/me/model", "commitUrl": f"{url}/me/model/commit/1", "commitOid": "1"}
-            if "/preupload/" in self.path:
-                answer["files"] = [
-                    {**file, "uploadMode": "regular", "shouldIgnore": False}
-                    for file in json.loads(body)["files"]
-                ]
-            send(self, 200 if allowed else 401, json.dumps(answer if allowed else {"error": "no"}).encode())
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        url = f"http://127.0.0.1:{server.server_port}"
+    hub = TakingHub()
+    with hub.server as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield url, received
+        yield hub
         server.shutdown()
 
 
-@pytest.mark.parametrize("token", ["hf_right", "hf_wrong"])
-def test_a_push_uploads_the_folder_into_a_private_repository(tmp_path, taking_hub, token):
-    url, received = taking_hub
-    (tmp_path / "README.md").write_text("بطاقة", encoding="utf-8")
-    command = (
-        "import sys; from tools.export.__main__ import *\nwith one_line_errors(): "
-        "push(Path(sys.argv[1]), 'me/model')"
-    )
+@pytest.fixture
+def finished(tmp_path) -> Path:
+    """An export, as far as uploading it goes."""
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    (folder / "README.md").write_text("بطاقة", encoding="utf-8")
+    owned.mark(folder)
+    return folder
+
+
+def exporting(*arguments: str | Path, url: str = "http://127.0.0.1:9", token: str = "hf_right"):
+    """The command, with a hub at `url`."""
     environment = os.environ | {
         "HF_ENDPOINT": url,
         "HF_TOKEN": token,
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
-    result = subprocess.run(
-        [sys.executable, "-c", command, tmp_path], cwd=ROOT, env=environment, capture_output=True, text=True
+    command = [sys.executable, "-m", "tools.export", *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert not token or token not in result.stdout + result.stderr
+    return result
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_push_uploads_a_finished_export_and_says_who_sees_it(finished, taking_hub, private):
+    taking_hub.private = private
+    result = exporting(finished, "--push", "me/model", url=taking_hub.url)
+    seen = "private" if private else "public"
+    assert f"push: 2 files, 0.0 MB, to me/model ({seen})\n" in result.stdout, result.stderr
+    assert json.loads(taking_hub.received["/api/repos/create"])["visibility"] == "private"
+    commit = next(body for path, body in taking_hub.received.items() if "/commit/" in path).decode()
+    assert base64.b64encode("بطاقة".encode()).decode() in commit
+
+
+def test_a_token_that_may_not_write_is_said(finished, taking_hub):
+    result = exporting(finished, "--push", "me/model", url=taking_hub.url, token="hf_wrong")
+    cure = "set HF_TOKEN to a token that may write there"
+    assert result.stderr == f"error: --push me/model: refused (401): {cure}\n"
+
+
+def test_a_dry_run_lists_what_would_go_and_asks_nobody(finished, taking_hub):
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    result = exporting(finished, "--push", "me/model", "--dry-run", url=taking_hub.url, token="")
+    listed = [line.split()[-1] for line in result.stdout.splitlines()[:-1]]
+    assert listed == ["README.md", "export.json"], result.stderr
+    assert result.stdout.endswith("push: me/model would get 2 files, 0.0 MB; nothing was sent\n")
+    assert taking_hub.received == {}
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+
+
+def test_what_cannot_be_pushed_is_refused_before_any_work(finished):
+    """Before the checkpoint is looked for, even."""
+    wrong = {"me/a/b": "must be in the form", "me/نموذج": "must use alphanumeric", "model": "Give OWNER/NAME"}
+    for repo, why in wrong.items():
+        result = exporting("models/none", "--push", repo)
+        assert result.returncode == 1 and why in result.stderr and result.stderr.count("\n") == 1
+    assert (
+        "set HF_TOKEN to a token that may write"
+        in exporting("models/none", "--push", "me/x", token="").stderr
     )
-    assert token not in result.stdout + result.stderr
-    assert json.loads(received["/api/repos/create"])["visibility"] == "private"
-    if token == "hf_wrong":
-        assert (
-            result.stderr
-            == "error: --push me/model: refused (401): set HF_TOKEN to a token that may write there\n"
-        )
-    else:
-        assert result.stdout == "push: me/model (private)\n", result.stderr
-        commit = next(body for path, body in received.items() if "/commit/" in path).decode()
-        assert base64.b64encode("بطاقة".encode()).decode() in commit
+    assert "is an export: --push OWNER/NAME uploads it" in exporting(finished).stderr
+    assert "leave --gguf, --out out" in exporting(finished, "--gguf", "f16", "--push", "me/x").stderr
+    assert "--dry-run goes with" in exporting("models/none", "--push", "me/x", "--dry-run").stderr
+
+
+def test_an_export_that_was_touched_is_not_pushed(finished):
+    owned.require_untouched(finished)
+    (finished / "notes.md").write_text("mine", encoding="utf-8")
+    with pytest.raises(Problem, match=r"notes\.md was added since it was exported: export it again"):
+        owned.require_untouched(finished)
+    (finished / "notes.md").unlink()
+    (finished / "README.md").write_text("other", encoding="utf-8")
+    with pytest.raises(Problem, match=r"README\.md was changed since"):
+        owned.require_untouched(finished)
+    (finished / "README.md").unlink()
+    with pytest.raises(Problem, match=r"README\.md was removed since"):
+        owned.require_untouched(finished)
+    (finished / owned.MARK).unlink()
+    with pytest.raises(Problem, match=r"is no export: `python -m tools.export models/…` makes one"):
+        owned.require_untouched(finished)

@@ -2,10 +2,11 @@
 stop tokens, model card.
 
 python -m tools.export models/dpo [--gguf f16|q8_0|q6_k|q5_k_m|q4_k_m] [--out FOLDER] [--push OWNER/NAME]
+python -m tools.export exports/dpo --push OWNER/NAME [--dry-run]     a finished export, as it stands
 
 The result is compared with the checkpoint before it is written. --gguf adds a file for llama.cpp and a
-Modelfile for Ollama; --push uploads the folder to the Hugging Face hub as a private repository, with the
-token of HF_TOKEN.
+Modelfile for Ollama; --push uploads the folder to the Hugging Face hub, with the token of HF_TOKEN, into a
+private repository where there is none yet; --dry-run only lists what it would upload.
 """
 
 import argparse
@@ -32,19 +33,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, help="models/sft, models/dpo, …")
+    parser.add_argument(
+        "source", type=Path, metavar="CHECKPOINT|EXPORT", help="models/sft, models/dpo, …; or exports/…"
+    )
     parser.add_argument("--gguf", choices=KINDS)
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     parser.add_argument("--push", metavar="OWNER/NAME")
+    parser.add_argument("--dry-run", action="store_true", help="of --push: list the files, send nothing")
     asked = parser.parse_args()
     quiet()
-    if not asked.push:
+    if not asked.push or asked.dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"
     with one_line_errors():
-        out = asked.out or Path("exports") / asked.checkpoint.name
-        export(asked.checkpoint, out, asked.gguf, read())
-        if asked.push:
-            push(out, asked.push)
+        run(asked)
+
+
+def run(asked: argparse.Namespace) -> None:
+    from tools.export import owned, upload
+
+    finished = (asked.source / owned.MARK).is_file()
+    check_options(asked, finished)
+    if asked.push and not asked.dry_run:
+        upload.check(asked.push)  # exporting takes minutes
+    out = asked.source if finished else asked.out or Path("exports") / asked.source.name
+    if finished:
+        owned.require_untouched(out)
+    else:
+        export(asked.source, out, asked.gguf, read())
+    if asked.push:
+        (upload.show if asked.dry_run else upload.push)(out, asked.push)
+
+
+def check_options(asked: argparse.Namespace, finished: bool) -> None:
+    """Raise Problem for options that say nothing of what is asked."""
+    if finished and not asked.push:
+        raise Problem(f"{asked.source} is an export: --push OWNER/NAME uploads it")
+    if finished and (asked.gguf or asked.out):
+        raise Problem(
+            f"{asked.source} is an export, which --push uploads as it stands: leave --gguf, --out out"
+        )
+    if asked.dry_run and not (asked.push and finished):
+        raise Problem("--dry-run goes with --push of a finished export: export first, then give its folder")
 
 
 def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> None:
@@ -170,26 +199,6 @@ def report(out: Path, checked: dict) -> None:
             f"note: {merged['prompts'] - merged['stopped']} of {merged['prompts']} answers did not stop "
             "within evaluate.max_new_tokens"
         )
-
-
-def push(folder: Path, repo: str) -> None:
-    """Upload a folder to the hub, into a private repository that is made where there is none."""
-    import httpx2
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    from stages.sources import hub
-
-    api = HfApi(token=hub.token())
-    try:
-        api.create_repo(repo, private=True, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Upload {folder.name}")
-    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", type(error).__name__)
-        raise Problem(
-            f"--push {repo}: refused ({status}): set HF_TOKEN to a token that may write there"
-        ) from None
-    print(f"push: {repo} (private)")
 
 
 if __name__ == "__main__":

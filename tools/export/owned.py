@@ -1,4 +1,4 @@
-"""Which folders an export may take the place of: its own ones, as they were written, and no others."""
+"""Which folders are exports, as they were written: these alone may be replaced, and uploaded."""
 
 from pathlib import Path
 
@@ -24,9 +24,28 @@ def require_own(out: Path) -> None:
         return
     if not (out / MARK).is_file():
         raise Problem(f"--out {out} holds something else than an export, which would be lost: {CURE}")
-    written = read_json(out / MARK)["files"]
-    there = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} - {MARK}
-    if added := sorted(there - written.keys()):
+    differences = found(out)
+    if added := differences["added"]:
         raise Problem(f"--out {out} holds {added[0]}, which no export wrote and which would be lost: {CURE}")
-    if changed := [name for name in sorted(there) if sha256(out / name) != written[name]]:
+    if changed := differences["changed"]:
         raise Problem(f"--out {out}: {changed[0]} was changed since it was exported: {CURE}")
+
+
+def require_untouched(folder: Path) -> None:
+    """Raise Problem where a folder is no export, or no longer as it was written."""
+    if not (folder / MARK).is_file():
+        raise Problem(f"{folder} is no export: `python -m tools.export models/…` makes one")
+    for what, names in found(folder).items():
+        if names:
+            raise Problem(f"{folder}: {names[0]} was {what} since it was exported: export it again")
+
+
+def found(folder: Path) -> dict[str, list[str]]:
+    """The files of an export that were added, changed and removed since it was written."""
+    written = read_json(folder / MARK)["files"]
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MARK}
+    return {
+        "added": sorted(there - written.keys()),
+        "changed": sorted(n for n in there & written.keys() if sha256(folder / n) != written[n]),
+        "removed": sorted(written.keys() - there),
+    }
