@@ -2,8 +2,10 @@
 
 import base64
 import getpass
+import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -33,7 +35,7 @@ from stages.text.prompts import TEMPLATES
 from tests.conftest import ROOT
 from tests.fake_hub import send
 from tools.export import __main__ as export
-from tools.export import checks, gguf_file, merge, owned, templates
+from tools.export import card, checks, gguf_file, merge, owned, templates
 
 NANO = ROOT / "models/nano"
 TALKS = [
@@ -325,6 +327,7 @@ def test_an_export_runs_with_nothing_but_its_folder(export_of_sft):
 
 def test_an_export_tells_what_it_is_and_nothing_of_the_machine(export_of_sft, workspace):
     card = (export_of_sft / "README.md").read_text(encoding="utf-8")
+    kept = read_json(workspace.path / "data/reports/instructions.json")["train"]
     for expected in (
         "language:\n- ar",
         "vllm serve sft",
@@ -332,6 +335,10 @@ def test_an_export_tells_what_it_is_and_nothing_of_the_machine(export_of_sft, wo
         "sha256 `",
         '<div dir="rtl">',
         "Not measured",
+        "commit of the project: not committed",
+        "learning_rate: 0.002",
+        f"| instructions | skills |  | 330 | {kept} |",
+        "vLLM (not run here)",
     ):
         assert expected in card
     private = {
@@ -344,6 +351,55 @@ def test_an_export_tells_what_it_is_and_nothing_of_the_machine(export_of_sft, wo
     for path in export_of_sft.iterdir():
         content = path.read_bytes()
         assert not [word for word in private if len(word) > 4 and word.encode() in content], path
+
+
+def test_the_example_of_the_card_answers_as_it_says(export_of_sft):
+    card = (export_of_sft / "README.md").read_text(encoding="utf-8")
+    program, answer = (re.search(rf"```{kind}\n(.*?)```", card, re.S)[1] for kind in ("python", "text"))
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=export_of_sft.parent, capture_output=True, encoding="utf-8",
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    assert result.stdout == answer, result.stderr
+
+
+def test_the_card_names_each_step_by_its_method(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, method in (("sft", None), ("dpo", "kto"), ("refine-ipo", "ipo")):
+        folder = Path("models", name)
+        folder.mkdir(parents=True)
+        before = [{"checkpoint": f"models/{one}"} for one in ("sft", "dpo") if name == "refine-ipo"]
+        write_json(folder / "provenance.json", {"chain": before} | ({"method": method} if method else {}))
+    assert export.named(Path("models/dpo")) == "kto"
+    last = Path("models/refine-ipo")
+    passed = card.steps(last, read_json(last / "provenance.json"))
+    said = card.summary(last, passed, {"model": "nano"})
+    assert said == "nano for Arabic: supervised fine-tuning and then `kto`, then `ipo` (the whole model).\n"
+    shutil.rmtree("models/dpo")
+    lost = card.steps(last, read_json(last / "provenance.json"))
+    assert "step 2: its settings are not known, for its checkpoint is no longer there" in card.training(
+        {"sft": {"params": {}, "step": 1}, "dpo": lost["dpo"]}
+    )
+
+
+def test_the_card_names_the_commit_whose_lock_names_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("models/sft")
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_text("weights", encoding="utf-8")
+    assert card.commit_of(folder) is None  # no repository
+    for command in ("init -q", "config user.email a@b.c", "config user.name a"):
+        subprocess.run(["git", *command.split()], check=True)
+    md5 = hashlib.md5(b"weights").hexdigest()
+    listed = f'[{{"md5": "{md5}", "relpath": "model.safetensors"}}]'
+    commits = []
+    for lock in (hashlib.md5(listed.encode()).hexdigest() + ".dir", "another run since"):
+        Path("dvc.lock").write_text(lock, encoding="utf-8")
+        subprocess.run("git add dvc.lock && git commit -qm run", shell=True, check=True)
+        commits.append(subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip())
+    assert card.commit_of(folder) == commits[0]
+    (folder / "model.safetensors").write_text("others", encoding="utf-8")
+    assert card.commit_of(folder) is None
 
 
 def test_what_cannot_be_exported_is_refused_in_one_line(inside):

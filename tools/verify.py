@@ -83,11 +83,12 @@ def checks(revision: str, stages: dict, params: dict, files: set[str]) -> Iterat
 
 
 def folder_md5(revision: str, path: str, files: list[str]) -> str:
-    """DVC's hash of a folder: the md5 of the JSON list of its files' md5 and relative paths."""
-    entries = [
-        {"md5": hashlib.md5(show(revision, file)).hexdigest(), "relpath": file[len(path) + 1 :]}
-        for file in files
-    ]
+    return dvc_md5({file[len(path) + 1 :]: hashlib.md5(show(revision, file)).hexdigest() for file in files})
+
+
+def dvc_md5(files: dict[str, str]) -> str:
+    """DVC's hash of a folder, given the md5 of its files by their relative paths: the md5 of a JSON list."""
+    entries = [{"md5": files[name], "relpath": name} for name in sorted(files)]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
 
 

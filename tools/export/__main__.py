@@ -24,6 +24,9 @@ from stages.settings.stage import quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from stages.text.prompts import Template
+    from tools.export.checks import Record
+
 KINDS = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 PROMPTS = 16  # held-out ones, on which export and checkpoint are compared
 HELD_OUT = Path("data/formatted/instructions/validation.parquet")
@@ -55,7 +58,7 @@ def run(asked: argparse.Namespace) -> None:
     check_options(asked, finished)
     if asked.push and not asked.dry_run:
         upload.check(asked.push)  # exporting takes minutes
-    out = asked.source if finished else asked.out or Path("exports") / asked.source.name
+    out = asked.source if finished else asked.out or Path("exports", named(asked.source))
     if finished:
         owned.require_untouched(out)
     else:
@@ -74,6 +77,14 @@ def check_options(asked: argparse.Namespace, finished: bool) -> None:
         )
     if asked.dry_run and not (asked.push and finished):
         raise Problem("--dry-run goes with --push of a finished export: export first, then give its folder")
+
+
+def named(checkpoint: Path) -> str:
+    """By its method, as everywhere: preference training, whose folder is always dpo, as kto, orpo, …"""
+    from tools.chat.models import called
+
+    there = (checkpoint / "provenance.json").exists()
+    return called(checkpoint.name, checkpoint) if there else checkpoint.name
 
 
 def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> None:
@@ -105,7 +116,7 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
 
         # 3. does it answer like the checkpoint?
         checked = {"merged": checks.check_merged(folder, expected, limit)}
-        serving = templates.TRANSFORMERS + templates.VLLM
+        serving, file = templates.TRANSFORMERS + templates.VLLM, ""
         if kind:
             file = f"{out.name}-{kind}.gguf"
             gguf_file.write(folder, folder / file, kind)
@@ -114,10 +125,11 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
                 templates.modelfile(template, params.prompt.system, file, min(context, 4096)),
                 encoding="utf-8",
             )
-            serving += templates.OLLAMA
-        (folder / "README.md").write_text(
-            card.card(checkpoint, checked, serving % {"name": out.name}), encoding="utf-8"
-        )
+            serving += templates.LLAMA_CPP
+        question, answer = example(expected, template, tokenizer)
+        shown = {"question": templates.quoted(question), "answer": card.quoted(answer)}
+        serving %= {"name": out.name, "file": file, **shown}
+        (folder / "README.md").write_text(card.card(checkpoint, checked, serving), encoding="utf-8")
         owned.mark(folder)
     report(out, checked)
 
@@ -154,6 +166,18 @@ def held_out() -> list[str]:
         )
     prompts = parquet.read_table(HELD_OUT, columns=["prompt"])["prompt"].to_pylist()
     return prompts[:: -(-len(prompts) // PROMPTS)]
+
+
+def example(
+    expected: "Record", template: "Template", tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[str, str]:
+    """A held-out question and the checkpoint's answer to it: the first that stopped by itself. A question
+    without an answer where there is none.
+    """
+    for prompt, tokens, stopped in zip(expected.prompts, expected.answers, expected.stopped):
+        if stopped and (question := template.question(prompt)):
+            return question, tokenizer.decode(tokens)
+    return "ما عاصمة مصر؟", ""
 
 
 def describe(folder: Path, config: dict, dtype: str, stops: list[int], pad: int) -> int:

@@ -4,6 +4,10 @@ in English and in Arabic.
 Metadata: https://huggingface.co/docs/hub/model-cards
 """
 
+import hashlib
+import re
+import subprocess
+from io import StringIO
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -12,9 +16,10 @@ from ruamel.yaml import YAML
 from stages.model import modeling
 from stages.settings import manifest
 from stages.settings.errors import one_line
-from stages.settings.files import read_json
+from stages.settings.files import file_hash, read_json, sha256
 from stages.sources import hub
 from tools.chat.models import called
+from tools.verify import dvc_md5
 
 HUB_LICENCES = (
     "apache-2.0",
@@ -29,17 +34,18 @@ HUB_LICENCES = (
 def card(checkpoint: Path, checked: dict, serving: str) -> str:
     """`checked`: what tools/export/checks.py found; `serving`: commands to run the model."""
     provenance, base = read_json(checkpoint / "provenance.json"), read_json(manifest.MANIFEST)
-    tables = evaluated(checkpoint)
-    sources = datasets(provenance)
+    tables, passed = evaluated(checkpoint), steps(checkpoint, provenance)
+    sources = datasets(passed)
     parts = [
         f"---\n{metadata(checkpoint, base, sources, tables)}\n---\n",
         f"# {title(checkpoint, base)}\n",
-        summary(checkpoint, provenance, base),
+        summary(checkpoint, passed, base),
         f"## Use\n\n{serving}",
+        f"## Training\n\n{training(passed)}",
         f"## Licences\n\n{licences(base, sources)}",
         f"## Evaluation\n\n{evaluation(checkpoint, tables)}",
         f"## Export\n\n{exported(checked)}",
-        f"## Provenance\n\n{origin(checkpoint, provenance, base)}",
+        f"## Provenance\n\n{origin(checkpoint, provenance)}",
         f"## Limits\n\n{LIMITS}",
         arabic(base, provenance, tables),
     ]
@@ -72,18 +78,58 @@ def stage_of(name: str) -> str:
     )
 
 
-def datasets(provenance: dict) -> list[dict]:
-    """What the checkpoint and those before it were trained on: role, name, and what fetch recorded."""
-    roles = ["instructions"]
-    if provenance["chain"]:
-        roles.append("preferences")
-    if provenance.get("method") == "continued":
-        roles.append("continued")
-    return [
-        {"role": role, "name": name, **facts}
-        for role in roles
-        for name, facts in read_json(Path(f"data/raw/{role}/sources.json")).items()
-    ]
+def steps(checkpoint: Path, provenance: dict) -> dict[str, dict]:
+    """What trained a checkpoint, in order: the provenance of sft, dpo, refine-… by the names of their
+    folders; {} of one that is no longer there.
+    """
+    before = [Path(link["checkpoint"]) for link in provenance["chain"]]
+    return {
+        folder.name: read_json(folder / "provenance.json") if folder.exists() else {} for folder in before
+    } | {checkpoint.name: provenance}
+
+
+def role_of(step: str) -> str:
+    return {"sft": "instructions", "refine-continued": "continued"}.get(step, "preferences")
+
+
+def datasets(passed: dict[str, dict]) -> list[dict]:
+    """What a checkpoint and those before it were trained on: role, name, what fetch recorded, and how many
+    rows `format` left to train on, where its files are those of that training.
+    """
+    found = {}
+    for step, provenance in passed.items():
+        role = role_of(step)
+        kept = kept_rows(role, provenance.get("data_sha256"))
+        for name, facts in read_json(Path(f"data/raw/{role}/sources.json")).items():
+            found[role, name] = {"role": role, "name": name, "kept": kept.get(name), **facts}
+    return list(found.values())
+
+
+def kept_rows(role: str, trained: str | None) -> dict[str, int]:
+    """How many rows of each dataset `format` left to train on; {} where its files are no longer `trained`."""
+    data, report = Path(f"data/formatted/{role}/train.parquet"), Path(f"data/reports/{role}.json")
+    if not (data.exists() and report.exists() and sha256(data) == trained):
+        return {}
+    return {name: facts["train"] for name, facts in read_json(report)["sources"].items()}
+
+
+def commit_of(checkpoint: Path) -> str | None:
+    """The newest commit before this one, or this, whose dvc.lock names these very files; None where no commit
+    does.
+    """
+    files = {
+        path.relative_to(checkpoint).as_posix(): file_hash(path, hashlib.md5())
+        for path in checkpoint.rglob("*")
+        if path.is_file()
+    }
+    md5 = dvc_md5(files)
+    found = git("log", "--format=%H", f"-S{md5}", "--", "dvc.lock").split()
+    return next((commit for commit in found if md5 in git("show", f"{commit}:dvc.lock")), None)
+
+
+def git(*arguments: str) -> str:
+    """What it prints; "" where it fails, as outside of a repository."""
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, encoding="utf-8").stdout
 
 
 def base_name(base: dict) -> str:
@@ -126,25 +172,60 @@ def metadata(checkpoint: Path, base: dict, sources: list[dict], tables: dict) ->
 # --- in words -----------------------------------------------------------------------------------------------
 
 
-def summary(checkpoint: Path, provenance: dict, base: dict) -> str:
-    steps = ["supervised fine-tuning"]
-    if provenance["chain"]:
-        steps.append("preference training")
+def summary(checkpoint: Path, passed: dict[str, dict], base: dict) -> str:
+    methods = [f"`{method_of(step, own)}`" for step, own in passed.items() if step != "sft"]
+    how = f" and then {', then '.join(methods)}" if methods else ""
     weights = "LoRA, merged" if (checkpoint / "adapter_config.json").exists() else "the whole model"
-    how = f"`{provenance.get('method') or provenance['params'].get('method')}`" if provenance["chain"] else ""
-    return f"{base_name(base)} for Arabic: {' and '.join(steps)}{f' ({how})' if how else ''} ({weights}).\n"
+    return f"{base_name(base)} for Arabic: supervised fine-tuning{how} ({weights}).\n"
+
+
+def method_of(step: str, provenance: dict) -> str:
+    """dpo, kto, orpo, … of a step whose folder may be dpo whatever its method."""
+    return provenance.get("method", step.removeprefix("refine-"))
+
+
+def quoted(answer: str) -> str:
+    """An answer as Markdown shows it word by word; "" for none."""
+    if not answer:
+        return ""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", answer)), default=0))
+    return f"\nThe checkpoint's answer to this held-out question:\n\n{fence}text\n{answer}\n{fence}\n"
+
+
+def training(passed: dict[str, dict]) -> str:
+    """The settings that each step read, as params.yaml has them, but for where a base model stood."""
+    parts = []
+    for step, provenance in passed.items():
+        title = f"`{method_of(step, provenance)}`, step {len(parts) + 1}"
+        if not provenance:
+            parts.append(f"{title}: its settings are not known, for its checkpoint is no longer there.\n")
+            continue
+        text = StringIO()
+        yaml = YAML()
+        yaml.dump(shown(provenance["params"]), text)
+        parts.append(f"{title}, {provenance['step']:,} updates kept:\n\n```yaml\n{text.getvalue()}```\n")
+    return "\n".join(parts)
+
+
+def shown(settings: dict) -> dict:
+    return {
+        key: shown(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if value is not None and key != "path"
+    }
 
 
 def licences(base: dict, sources: list[dict]) -> str:
-    rows = ["| | name | revision | rows | licence |", "|---|---|---|---|---|"]
+    rows = ["| | name | revision | rows taken | trained on | licence |", "|---|---|---|---|---|---|"]
     commit = (base.get("commit") or "")[:12]
-    rows.append(f"| base model | {cell(base_name(base))} | {commit} | | {cell(base_licence(base))} |")
+    rows.append(f"| base model | {cell(base_name(base))} | {commit} | | | {cell(base_licence(base))} |")
     for source in sources:
         cells = [
             source["role"],
             source.get("repo") or source["name"],
             source.get("commit", "")[:12],
             f"{source['taken']:,}",
+            "not known" if source["kept"] is None else f"{source['kept']:,}",
             data_licence(source),
         ]
         rows.append(f"| {' | '.join(map(cell, cells))} |")
@@ -217,28 +298,28 @@ def exported(checked: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def origin(checkpoint: Path, provenance: dict, base: dict) -> str:
+def origin(checkpoint: Path, provenance: dict) -> str:
     facts = {
         "base manifest": provenance["base"]["manifest_sha256"],
         "training data": provenance["data_sha256"],
     }
+    if sampled := provenance.get("sampled_sha256"):
+        facts["its own sampled pairs"] = sampled
     facts |= {
         link["checkpoint"].removeprefix("models/"): link["weights_sha256"] for link in provenance["chain"]
     }
     facts[checkpoint.name] = modeling.weights_sha256(checkpoint)
     facts["prompt template"] = provenance["template_sha256"]
-    lines = [f"- {name}: sha256 `{value}`" for name, value in facts.items()]
+    commit = commit_of(checkpoint)
+    named = f"`{commit}`, whose dvc.lock names this checkpoint" if commit else "not committed"
     versions = ", ".join(f"{name} {number}" for name, number in provenance["versions"].items())
-    return (
-        "\n".join(
-            [
-                *lines,
-                f"- base in training: {provenance['base']['quantization']} quantisation",
-                f"- {versions}",
-            ]
-        )
-        + "\n"
-    )
+    lines = [
+        f"- commit of the project: {named}",
+        *(f"- {name}: sha256 `{value}`" for name, value in facts.items()),
+        f"- base in training: {provenance['base']['quantization']} quantisation",
+        f"- {versions}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 LIMITS = """\

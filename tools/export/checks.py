@@ -90,7 +90,8 @@ def check_merged(folder: Path, expected: Record, limit: int) -> dict[str, float 
             "leave embed_tokens out of sft.lora.targets"
         )
     facts = {"divergence": round(divergence, 6), "prompts": len(answers)}
-    facts["same_answers"] = sum(one.tokens == answer for one, answer in zip(answers, expected.answers))
+    same = [one.tokens == answer for one, answer in zip(answers, expected.answers)]
+    facts["same_answers"] = sum(same)
     return facts | {
         "stopped": sum(one.stopped for one in answers),
         "checkpoint_stopped": sum(expected.stopped),

@@ -63,24 +63,42 @@ def modelfile(template: Template, system: str, weights: str, context: int) -> st
     return "\n".join(lines) + "\n"
 
 
-# What the model card shows; %(name)s is the folder's name.
+# What the model card shows; %(name)s is the folder's name, %(file)s a GGUF file in it.
 TRANSFORMERS = """\
+transformers, which loaded this folder and answered here (see Export):
+
 ```python
 from transformers import pipeline
 
 chat = pipeline("text-generation", "%(name)s")  # the folder, or the name of a repository on the hub
-print(chat([{"role": "user", "content": "ما عاصمة مصر؟"}])[0]["generated_text"][-1]["content"])
+print(chat([{"role": "user", "content": %(question)s}])[0]["generated_text"][-1]["content"])
 ```
-"""
+%(answer)s"""
 VLLM = """
+vLLM (not run here):
+
 ```bash
 vllm serve %(name)s --served-model-name %(name)s     # its chat template and stop tokens are in the folder
 ```
 """
-OLLAMA = """
+LLAMA_CPP = """
+llama.cpp, which answered from this file here (see Export):
+
+```bash
+llama-server -m %(file)s --jinja
+```
+
+Ollama (not run here):
+
 ```bash
 ollama create %(name)s -f Modelfile
 ollama run %(name)s
+```
+
+LM Studio (not run here):
+
+```bash
+lms import %(file)s
 ```
 """
 
