@@ -34,7 +34,7 @@ def main(checkpoint: str) -> None:
     with stage("evaluate_refined" if refined else "evaluate", checkpoint) as params:
         from stages.evaluation import benchmarks, candidate, heldout, scores, tables
         from stages.judge import judges
-        from stages.model import device, generation
+        from stages.model import device, generation, modeling
 
         laps = [("", perf_counter())]
 
@@ -96,7 +96,8 @@ def main(checkpoint: str) -> None:
             parquet.write_table(pa.Table.from_pylist(rows, benchmarks.SCHEMA), temporary)
         wording = {name: benchmarks.wording(name, params.evaluate, judge) for name in names}
         asked = [protocol(params, model.template, name, how) for name, how in wording.items()]
-        tables.write(checkpoint, asked, rows, entries, measures, shares(facts))
+        called = modeling.called(checkpoint, Path("models") / checkpoint)
+        tables.write(checkpoint, called, asked, rows, entries, measures, shares(facts))
         metrics = headline(measures, scores.overall(entries))
         write_json(Path(f"metrics/{checkpoint}.json"), metrics)
         gate(checkpoint, params, measures)

@@ -27,7 +27,8 @@ COLUMNS = {
 def main() -> None:
     with stage("figures") as params:
         checkpoints = ["base", "sft", "dpo", *(f"refine-{item}" for item in params.refine)]
-        found = {name: read_json(path) for name in checkpoints if (path := TABLES / f"{name}.json").exists()}
+        tables = [read_json(path) for name in checkpoints if (path := TABLES / f"{name}.json").exists()]
+        found = {own["called"][0]["name"]: own for own in tables}
         if not found:
             raise Problem(f"{TABLES} holds the tables of none of {checkpoints}: run `dvc repro`")
         with replace_folder(PLOTS) as folder:

@@ -144,6 +144,7 @@ def evaluate(checkpoint: str, broken: bool = False) -> None:
     ]
     tables.write(
         checkpoint,
+        "kto" if checkpoint == "dpo" else checkpoint,
         [],
         [*letters, *answers],
         scores,
@@ -175,19 +176,19 @@ def in_order(words: list[str], *expected: str) -> bool:
 
 
 def test_the_page_shows_every_figure_with_the_checkpoints_in_their_order(repository):
-    for name in ("refine-ipo", "sft", "base", "refine-stale"):
+    for name in ("refine-ipo", "dpo", "sft", "base", "refine-stale"):
         evaluate(name, broken=name == "sft")
     figures.main()
     plots = specifications("show")
     assert set(plots) == {f"Title of {name}" for name in figures.COLUMNS}
     drawn = {name: texts(plots[f"Title of {name}"]) for name in figures.COLUMNS}
     for name, words in drawn.items():
-        assert in_order(words, "base", "sft", "refine-ipo"), name
+        assert in_order(words, "base", "sft", "kto", "refine-ipo"), name
         assert "refine-stale" not in words, f"{name} shows a checkpoint that is no longer configured"
     assert (
         "\u2068اللغة العربية (عام)\u2069" in drawn["slices"]
     )  # isolated: parentheses stand where an Arabic reader expects them
-    assert drawn["confusion"].count("100%") == 4 + 4 + 4  # the diagonals, and A whatever was right
+    assert drawn["confusion"].count("100%") == 4 + 4 + 4 + 4  # the diagonals, and A whatever was right
     assert drawn["reliability"].count("ECE 0.720, n 12") == 1
     assert {"100%", "0%"} <= set(drawn["lengths"])
     assert drawn["health"].count("60.0%") == 1
@@ -206,7 +207,7 @@ def test_two_revisions_side_by_side(repository):
 
 
 def test_a_checkpoint_that_generates_nothing_leaves_the_other_figures_whole(repository):
-    tables.write("base", [], [choice(0, 1)], [score("exam", 0.0)], {}, {})
+    tables.write("base", "base", [], [choice(0, 1)], [score("exam", 0.0)], {}, {})
     figures.main()
     assert set(specifications("show")) == {
         f"Title of {name}" for name in ("scores", "confusion", "reliability")
@@ -216,8 +217,8 @@ def test_a_checkpoint_that_generates_nothing_leaves_the_other_figures_whole(repo
 def test_an_interval_that_does_not_exist_is_not_drawn(repository):
     """As of one answer whose score is neither 0 nor 1."""
     alone = score("exam", 0.5) | dict.fromkeys(("ci_low", "ci_high", "stderr"))
-    tables.write("base", [], [], [alone, alone | {"slice": "subject", "name": "لغة"}], {}, {})
-    tables.write("sft", [], [], [score("exam", 0.6), score("exam", 0.6, "subject", "لغة")], {}, {})
+    tables.write("base", "base", [], [], [alone, alone | {"slice": "subject", "name": "لغة"}], {}, {})
+    tables.write("sft", "sft", [], [], [score("exam", 0.6), score("exam", 0.6, "subject", "لغة")], {}, {})
     figures.main()
     plots = specifications("show")
     assert {"0.500", "0.600"} <= set(texts(plots["Title of scores"]))  # the score itself is
@@ -229,7 +230,7 @@ def test_an_interval_that_does_not_exist_is_not_drawn(repository):
 def test_what_a_dataset_calls_its_parts_ends_no_script(repository):
     name = "</script><script>alert(1)</script>"
     cells = [score("exam", 0.6), score("exam", 0.6, "subject", name), score("exam", 0.5, "subject", "لغة")]
-    tables.write("base", [], [], cells, {}, {})
+    tables.write("base", "base", [], [], cells, {}, {})
     figures.main()
     subprocess.run([sys.executable, "-m", "dvc", "plots", "show"], check=True, capture_output=True)
     page = (repository / "dvc_plots/index.html").read_text(encoding="utf-8")
@@ -247,7 +248,7 @@ def test_the_same_tables_are_the_same_bytes(repository):
     first = (tables.TABLES / "base.json").read_bytes()
     evaluate("base")
     assert (tables.TABLES / "base.json").read_bytes() == first
-    assert set(read_json(tables.TABLES / "base.json")) == {"protocol", "measures", *figures.COLUMNS}
+    assert set(read_json(tables.TABLES / "base.json")) == {"called", "protocol", "measures", *figures.COLUMNS}
     assert len(first.splitlines()) < 60  # a line per row: what changes between two commits can be read
 
 

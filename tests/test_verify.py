@@ -72,19 +72,20 @@ def test_what_a_pipeline_no_longer_has_is_left_out_and_named(commit, capsys):
         verify.main("HEAD")
 
 
-def test_a_stale_pass_is_no_column_of_the_scores(tmp_path, monkeypatch, capsys):
+def test_scores_name_a_method_and_have_no_column_for_a_stale_pass(tmp_path, monkeypatch, capsys):
     params = (ROOT / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
     (tmp_path / "metrics/tables").mkdir(parents=True)
-    table = json.dumps({"scores": [], "slices": [], "measures": [{"measure": "chrf", "value": 1.0}]})
-    for name in ("dpo", "refine-ipo"):
+    measures = [{"measure": "chrf", "value": 1.0}]
+    for name, called in {"dpo": "kto", "refine-ipo": "refine-ipo"}.items():
+        table = json.dumps({"called": [{"name": called}], "scores": [], "slices": [], "measures": measures})
         for path in (f"metrics/{name}.json", f"metrics/tables/{name}.json"):
             (tmp_path / path).write_text(table, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     scores.main([])
     said = capsys.readouterr().out
-    assert said.splitlines()[0].split() == ["dpo"]
+    assert said.splitlines()[0].split() == ["kto"]
     assert "note: metrics/refine-ipo.json is of a pass that `refine` names no more: left out" in said
     (tmp_path / "params.yaml").write_text(params.replace("refine: []", "refine: [ipo]"), encoding="utf-8")
     scores.main([])
-    assert capsys.readouterr().out.splitlines()[0].split() == ["dpo", "refine-ipo"]
+    assert capsys.readouterr().out.splitlines()[0].split() == ["kto", "refine-ipo"]

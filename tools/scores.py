@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> None:
     passes = [f"refine-{method}" for method in read().refine]
     stale = sorted({path.stem for path in METRICS.glob("refine-*.json")} - set(passes))
     names = ["base", "sft", "dpo", *passes]
-    tables = {name: read_json(path) for name in names if (path := METRICS / f"tables/{name}.json").exists()}
+    there = [read_json(path) for name in names if (path := METRICS / f"tables/{name}.json").exists()]
+    tables = {own["called"][0]["name"]: own for own in there}
     if not tables:
         sys.exit("error: no metrics/tables/<checkpoint>.json yet: run `dvc repro`")
     if asked.leaderboard:

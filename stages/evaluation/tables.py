@@ -20,6 +20,7 @@ BINS = 10  # of confidence, equally wide: 0–0.1, 0.1–0.2, …
 
 def write(
     checkpoint: str,
+    called: str,
     protocol: list[dict],
     rows: list[dict],
     scores: list[dict],
@@ -28,11 +29,13 @@ def write(
 ) -> None:
     """The tables of one checkpoint → metrics/tables/<checkpoint>.json, a line per row.
 
-    `protocol`: how each benchmark was asked. `rows`: its predictions. `scores`: dicts of benchmark, slice
-    ("all", "subject", "group", "level", "country", …), name, value, ci_low, ci_high, n. `measures`: all that
-    was measured, by name. `health`: shares 0..1 by name; None where there is no answer to measure.
+    `called`: what people call it, kto for a dpo that was trained by kto. `protocol`: how each benchmark was
+    asked. `rows`: its predictions. `scores`: dicts of benchmark, slice ("all", "subject", "group", "level",
+    "country", …), name, value, ci_low, ci_high, n. `measures`: all that was measured, by name. `health`:
+    shares 0..1 by name; None where there is no answer to measure.
     """
     whole = {
+        "called": [{"name": called}],
         "protocol": protocol,
         "measures": [{"measure": name, "value": value} for name, value in measures.items()],
         **tables(rows, scores, health),

@@ -218,6 +218,11 @@ def base_identity(weights: Weights) -> dict:
     return facts | {"quantization": weights.quantization}
 
 
+def called(name: str, folder: Path) -> str:
+    """What people call a checkpoint: preference training, whose folder is always dpo, by its method."""
+    return read_json(folder / "provenance.json").get("method", name) if name == "dpo" else name
+
+
 def policy_identity(weights: Weights, folder: Path) -> str:
     """All that determines what a checkpoint answers to given tokens."""
     facts = [

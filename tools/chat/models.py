@@ -64,11 +64,11 @@ class Models:
         self.weights = params.chosen_model.weights
         self.tokenizer = modeling.load_tokenizer(params.prompt)
         self.stops = set(self.tokenizer.convert_tokens_to_ids(self.template.stops))
-        found = {called(name, FOLDER / name): FOLDER / name for name in modeling.trained()}
+        found = {modeling.called(name, FOLDER / name): FOLDER / name for name in modeling.trained()}
         self.refused = {name: why for name, folder in found.items() if (why := fault(folder, params))}
         for experiment in experiments:
             for name, folder in revisions.checkpoints(experiment).items():
-                own = f"{experiment}/{called(name, folder)}"
+                own = f"{experiment}/{modeling.called(name, folder)}"
                 found[own] = folder
                 if why := fault_of_another(folder, params):
                     self.refused[own] = f"{own}: {why}"
@@ -273,11 +273,6 @@ def chosen(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator 
 
 
 # --- what can be used ---------------------------------------------------------------------------------------
-
-
-def called(name: str, folder: Path) -> str:
-    """What people call a checkpoint: preference training, whose folder is always dpo, by its method."""
-    return read_json(folder / "provenance.json").get("method", name) if name == "dpo" else name
 
 
 def alias(name: str, folder: Path) -> str:

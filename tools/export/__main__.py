@@ -81,10 +81,10 @@ def check_options(asked: argparse.Namespace, finished: bool) -> None:
 
 def named(checkpoint: Path) -> str:
     """By its method, as everywhere: preference training, whose folder is always dpo, as kto, orpo, …"""
-    from tools.chat.models import called
+    from stages.model import modeling
 
     there = (checkpoint / "provenance.json").exists()
-    return called(checkpoint.name, checkpoint) if there else checkpoint.name
+    return modeling.called(checkpoint.name, checkpoint) if there else checkpoint.name
 
 
 def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> None:

@@ -18,7 +18,6 @@ from stages.settings import manifest
 from stages.settings.errors import one_line
 from stages.settings.files import file_hash, read_json, sha256
 from stages.sources import hub
-from tools.chat.models import called
 from tools.verify import dvc_md5
 
 HUB_LICENCES = (
@@ -137,7 +136,7 @@ def base_name(base: dict) -> str:
 
 
 def title(checkpoint: Path, base: dict) -> str:
-    return f"{base_name(base).split('/')[-1]}-arabic-{called(checkpoint.name, checkpoint)}"
+    return f"{base_name(base).split('/')[-1]}-arabic-{modeling.called(checkpoint.name, checkpoint)}"
 
 
 def metadata(checkpoint: Path, base: dict, sources: list[dict], tables: dict) -> str:
