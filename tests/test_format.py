@@ -338,11 +338,13 @@ VAGUE, CHOICES = "أي العبارات الآتية صحيح؟", ["بغداد �
             ("A.", "B.", "C."),
             ("(أ)", "(ب)", "(ج)"),
             ("1-", "2-", "3-"),
+            ("-",) * 3,
             ("",) * 3,
         )
     ]
     + [
         f"{VAGUE} أ- {CHOICES[0]} ب- {CHOICES[1]} ج- {CHOICES[2]}",
+        f"{VAGUE} ({'، '.join(CHOICES)})",
         "\n".join(["اختر:", VAGUE, *(f"ب. {choice}" for choice in CHOICES)]),
     ],
 )
@@ -358,6 +360,18 @@ def test_a_copied_exam_question_is_found_though_its_choices_stand_before_the_ans
         printed.replace("لبنان", "الأردن").replace("العراق", "اليمن").replace("كل ما سبق", "لا شيء مما سبق")
     )
     assert guard.find_listed([other, VAGUE]) == {}
+
+
+def test_a_brief_question_is_found_with_its_choices_on_one_line(tmp_path):
+    """Nearly every run of its words must be there, and the one up to the end of its line is not."""
+    brief = "متى سيتحرك منحنى الطلب على العمال إلى اليمين؟"
+    rows = [
+        layouts.question(brief, CHOICES, 0) | {"id": "0", "source": "exam", "split": "test", "fault": None}
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "exam.parquet")
+    guard = leaks.Guard(leaks.build(tmp_path, 0.7))
+    printed = f"{brief} أ) {CHOICES[0]} ب) {CHOICES[1]} ج) {CHOICES[2]}"
+    assert guard.find_listed([printed, printed.replace("منحنى الطلب", "خط العرض")]) == {0: "exam\t0"}
 
 
 @pytest.mark.parametrize(

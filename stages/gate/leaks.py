@@ -4,7 +4,8 @@ Words are compared without tashkeel, punctuation and spelling variants. A questi
 found by the share of its SPAN-word runs that a row contains, a shorter one as a whole, up to the end of a
 line (else "write the number 900" would be found in "write the number 900 and 8"). A question that says little
 by itself (very short, or asked of several items, as "which of these is right?") counts together with its
-right answer, or with its choices, which stand between the two where an exam was copied.
+right answer. Such a one and every BRIEF one are also found with the choices, which stand between question and
+answer, or on the question's line, where an exam was copied.
 """
 
 import math
@@ -23,9 +24,14 @@ SPAN, SHORTEST = 8, 4  # words
 PREFILTER_BITS = 24
 
 
-# Of a choice in a list, as A. أ) (ب) 1- stand before it.
-LABEL = re.compile(r"(?m)(?:^|(?<=\s))[(\[]?(?:[A-Fa-f]|[أابجده]ـ?|[1-6١-٦])\s?[.)\]:–-](?=\s|\w)")
+# Of a choice in a list, as A. أ) (ب) 1- stand before it, or the dash or dot of a line.
+LABEL = re.compile(
+    r"(?m)(?:^|(?<=\s))[(\[]?(?:[A-Fa-f]|[أابجده]ـ?|[1-6١-٦])\s?[.)\]:–-](?=\s|\w)|^\s*[-–*•]\s"
+)
 LISTED = 6  # words at least of a question and its choices together
+BRIEF = (
+    SPAN + 2
+)  # words: of a shorter question nearly every run must be found, the one up to its line end, too
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Index:
     """What every item is found by."""
 
     asked: Runs  # the question, with its right answer where it says little by itself
-    listed: Runs  # of those that say little: the question and its choices, as exams print them
+    listed: Runs  # of those that say little or are brief: the question and its choices, as exams print them
     items: dict[str, int]  # a benchmark's items
     unchecked: dict[str, int]  # those too short to be told from chance
 
@@ -75,7 +81,7 @@ def build(folder: Path, overlap: float) -> Index:
         for row, text in zip(rows, item_words(rows)):
             name = f"{path.stem}\t{row['id']}"
             choices = without_labels("\n".join([row["question"], *(row["choices"] or [])]))
-            if text != words(row["question"]) and len(choices) >= LISTED:
+            if (text != words(row["question"]) or spoken(text) < BRIEF) and len(choices) >= LISTED:
                 listed.append((name, choices))
             if spoken(text) >= SHORTEST:
                 asked.append((name, text))
@@ -90,7 +96,7 @@ def without_labels(text: str) -> list[str]:
 
 
 def lists_choices(text: str) -> bool:
-    return text.count("\n") > 1 or len(LABEL.findall(text)) > 1
+    return text.count("\n") > 1 or text.count("،") > 1 or len(LABEL.findall(text)) > 1
 
 
 def item_words(rows: list[dict]) -> list[list[str]]:
