@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
@@ -59,6 +61,13 @@ def test_times_come_from_the_rows_at_hand_and_grow_with_the_model(workspace, mon
         assert (answers[1] > 0) == one.stage.startswith("evaluate")
         assert answers[1] < slow
     assert memory.passes(params) == {"sft": None, "dpo": "dpo"}
+
+
+def test_every_answer_of_a_chat_counts_as_trained(tmp_path):
+    rows = pa.table({"trained": [[3, 5, 7, 10], [2, 6]], "tokens": [10, 6]})
+    parquet.write_table(rows, tmp_path / "chats.parquet")
+    found = duration.rows_of(tmp_path / "chats.parquet", "prompt", "completion")
+    assert found == duration.Rows(2, 16, 9 / 16)
 
 
 def test_the_command_says_that_times_are_computed(workspace, tmp_path):

@@ -547,8 +547,9 @@ def test_a_prompt_is_always_on_the_same_side():
 
 
 def test_questions_on_one_passage_stay_on_one_side(examine):
-    text = " ".join(f"كلمة{i}" for i in range(25))
-    rows = [layouts.instruction(f"{TASK}\n\n{text} {i // 5}\n\nما رقم {i}؟", f"{i}") for i in range(400)]
+    text, between = " ".join(f"كلمة{i}" for i in range(25)), ["\n\n", " "]  # or all on one line
+    passages = [f"{i // 5} {text}{between[i < 200]}ما رقم {i}؟" for i in range(400)]
+    rows = [layouts.instruction(f"{TASK}\n\n{passage}", "جواب") for passage in passages]
     rows += [layouts.instruction(f"{TASK}\nما رقم {i}؟", f"{i}") for i in range(600)]
     rows = [row | {"split": None} for row in rows]
     sides = examine("instructions", rows, max_length=2048, validation=0.2).rows["split"].to_pylist()

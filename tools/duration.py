@@ -67,7 +67,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Rows:
-    """Formatted rows: how many, the tokens of all, and the share of answers in their text."""
+    """Formatted rows: how many, the tokens of all, and the share of those that are trained."""
 
     count: int
     tokens: int
@@ -101,14 +101,18 @@ def training(run: Run, tokens: float, seen: float, predicted: float) -> float:
 
 
 def rows_of(path: Path, prompt: str, answer: str) -> Rows:
-    """Of a formatted Parquet file, whose tokens are those of prompt and (longer) answer. Raises Problem where
-    it is not there.
+    """Of a formatted Parquet file. Where it notes no trained spans (of pairs, whose tokens are those of prompt
+    and longer answer) the share is that of the answers in the text. Raises Problem where it is not there.
     """
     if not path.exists():
         raise Problem(f"{path} is not there, and times are computed from its rows: dvc repro format report")
-    table = parquet.read_table(path, columns=[prompt, answer, "tokens"])
+    spans = "trained" in parquet.read_schema(path).names
+    table = parquet.read_table(path, columns=["trained", "tokens"] if spans else [prompt, answer, "tokens"])
     if not len(table):
         return Rows(0, 0, 0.0)
+    if spans:
+        bounds, tokens = pc.list_flatten(table["trained"]).to_numpy(), pc.sum(table["tokens"]).as_py()
+        return Rows(len(table), tokens, int((bounds[1::2] - bounds[::2]).sum()) / tokens)
     sizes = {name: pc.sum(pc.utf8_length(table[name])).as_py() or 0 for name in (prompt, answer)}
     share = sizes[answer] / max(1, sum(sizes.values()))
     return Rows(len(table), pc.sum(table["tokens"]).as_py(), share)

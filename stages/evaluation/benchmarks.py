@@ -105,6 +105,8 @@ def wording(name: str, settings: Evaluate, judge: Judge | None = None) -> dict:
 
 def shots_given(name: str, settings: Evaluate) -> int | str:
     """Worked examples that its questions have: fewer than asked for where its dev split holds fewer."""
+    if not settings.shots:
+        return 0
     items, rows = load(name, settings.split)
     examples = protocols.examples_for(name, settings.style, rows, settings.shots)
     counts = sorted({len(examples(item)) for item in items if item["choices"]}) or [0]

@@ -155,7 +155,7 @@ class Examiner:
         before = [*row["prompt"], *(turn for name in there[:1] for turn in row[name][:-1])]
         given = [turn["content"] for turn in before] + [row[name][-1]["content"] for name in there]
         mended, repairs = zip(*map(defects.repaired, given)) if given else ((), ())
-        contents = [self.normalise(content) for content in mended]
+        contents = [normalised(content, self.settings.text) for content in mended]
         turns = [{"role": turn["role"], "content": content} for turn, content in zip(before, contents)]
         system = self.settings.prompt.system
         asked, answered = contents[: len(turns)], contents[len(turns) :]
@@ -188,9 +188,6 @@ class Examiner:
             "asked": own, "arabic": share, "latin": arabic.latin_share(whole) if share < 1 else 0.0,
             "reason": "", "detail": "",
         }  # fmt: skip
-
-    def normalise(self, text: str) -> str:
-        return normalised(text, self.settings.text)
 
     def fault(self, row: dict) -> str:
         """The reason to drop a row that can be seen in its text, or ""."""
@@ -331,17 +328,21 @@ def key(words: list[str], texts: list[str]) -> int:
 
 def passages(asked: list[str]) -> list[int]:
     """A hash of the passage that each of a batch's questions is about, by which questions on one passage stay
-    on one side; 0 where there is none. That is its longest line of PASSAGE words and more, but for the
-    wording of a task, in which many of the questions agree.
+    on one side; 0 where there is none. It is known by the first PASSAGE words of its line, which the question
+    may end; the longest line counts, but for the wording of a task, in which many of the questions agree.
     """
-    lines = [
-        sorted({line for line in text.split("\n") if line.count(" ") >= PASSAGE - 1}, key=len, reverse=True)
+    starts = [
+        [
+            tuple(line.split(" ", PASSAGE)[:PASSAGE])
+            for line in sorted(set(text.split("\n")), key=len, reverse=True)
+            if line.count(" ") >= PASSAGE - 1
+        ]
         for text in asked
     ]
-    times = Counter(chain.from_iterable(lines))
+    times = Counter(chain.from_iterable(map(set, starts)))
     most = min(max(20, len(asked) // 100), len(asked) / 2)
-    found = (next((line for line in own if times[line] <= most), "") for own in lines)
-    return [xxh3_64_intdigest(line.encode()) if line else 0 for line in found]
+    found = (next((start for start in own if times[start] <= most), ()) for own in starts)
+    return [xxh3_64_intdigest(" ".join(start).encode()) if start else 0 for start in found]
 
 
 def joined(prompt_key: int, answer_keys: Iterable) -> int:
