@@ -101,7 +101,7 @@ def training(run: Run, tokens: float, seen: float, predicted: float) -> float:
 
 
 def rows_of(path: Path, prompt: str, answer: str) -> Rows:
-    """Of a formatted Parquet file. Where it notes no trained spans (of pairs, whose tokens are those of prompt
+    """Of a formatted Parquet file. Where it has no trained spans (of pairs, whose tokens are those of prompt
     and longer answer) the share is that of the answers in the text. Raises Problem where it is not there.
     """
     if not path.exists():
