@@ -9,6 +9,7 @@ python -m stages.check preferences    that the preference stage will have pairs
 
 import os
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 from stages.settings import memory
@@ -30,6 +31,7 @@ def main(item: str) -> None:
             if why := memory.unplanned(params.chosen_model.weights):
                 print(f"check: the memory of {params.model} is {why}")
             require_base(params)
+            require_engine(params)
             for role in ROLES:
                 require_adapters(params, role)
                 if role != "preferences":
@@ -73,6 +75,16 @@ def require_files(params: Params, role: str, otherwise: str = "") -> None:
                 f"{key}: {source.path} is not there: {f'{cure} first' if cure else 'put it there'}, or name "
                 f"another dataset{otherwise}"
             )
+
+
+def require_engine(params: Params) -> None:
+    """Raise Problem where vLLM is to answer and is not installed, hours before it is asked."""
+    asked = params.sample.prompts and params.sample.engine == "vllm"
+    if asked and find_spec("vllm") is None:
+        raise Problem(
+            "sample.engine is 'vllm', which is not installed: pip install vllm, or take sample.engine: "
+            "transformers"
+        )
 
 
 def require_base(params: Params) -> None:

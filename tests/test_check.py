@@ -125,3 +125,11 @@ def test_instructions_alone_are_trained_and_evaluated(project, tmp_path_factory,
     project.run("dvc", "repro", "evaluate@sft")
     assert (project.path / "metrics/sft.json").exists()
     assert not (project.path / "models/dpo").exists()
+
+
+def test_an_engine_that_is_not_installed_is_said_before_training(project):
+    own(project)
+    project.set({"sample.engine": "vllm"})
+    assert check(project, "params") == ""  # nothing is sampled
+    project.set({"sample.prompts": 8, "mixtures.mine.preferences": {"sampled": "all"}})
+    assert check(project, "params").startswith("error: sample.engine is 'vllm', which is not installed")
