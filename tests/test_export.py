@@ -11,17 +11,20 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import gguf
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from peft import LoraConfig, PeftModel, get_peft_model
+from pyarrow import parquet
 from safetensors import safe_open
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
@@ -34,8 +37,9 @@ from stages.settings.params import Weights
 from stages.text.prompts import TEMPLATES
 from tests.conftest import ROOT
 from tests.fake_hub import send
+from tests.test_scoring import model as random_of
 from tools.export import __main__ as export
-from tools.export import card, checks, gguf_file, merge, owned, templates
+from tools.export import card, checks, gguf_file, importance, merge, owned, templates
 
 NANO = ROOT / "models/nano"
 TALKS = [
@@ -265,12 +269,101 @@ def test_which_tensors_get_more_bits():
     assert kinds == ["Q6_K", "Q4_K", "Q6_K", "Q8_0", "Q5_0", "F32", "F16", "F16"]
 
 
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+}  # fmt: skip
+LINEAR = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
+GEMMA3 = {"query_pre_attn_scalar": 16, "num_hidden_layers": 7, "sliding_window": 16}
+
+
+def random_model(folder: Path, kind: str, **more) -> Path:
+    model = random_of(kind, vocab_size=4100, max_position_embeddings=512, **more)
+    model.to(torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(NANO, eos_token="<|im_end|>").save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("qwen3", {}), ("llama", {"tie_word_embeddings": True}), ("llama", {"rope_parameters": LLAMA3}),
+        ("gemma3_text", GEMMA3), ("gemma3_text", GEMMA3 | {"rope_parameters": LINEAR}),
+    ],
+)  # fmt: skip
+def test_llama_cpp_computes_what_every_architecture_does(tmp_path, kind, more):
+    """Beyond Gemma's window and the context Llama 3 was first trained on: a prompt has some 90 tokens."""
+    folder = random_model(tmp_path, kind, **more)
+    gguf_file.check(folder)
+    gguf_file.write(folder, tmp_path / "model.gguf", "f16")
+    model, tokenizer = checks.load(folder)
+    texts = ("ما عاصمة مصر؟", "كتاب " * 80, "عدّد 3 مدن: a, b.\n\n  نعم")
+    prompts = [TEMPLATES["chatml"].render([{"role": "user", "content": text}]) for text in texts]
+    expected = checks.record(model.float(), tokenizer, prompts, [2, 0], 8)
+    best = [logps.topk(2).values for logps in expected.logps]
+    ties = sum(bool((two[:, 0] - two[:, 1]).min() < 0.01) for two in best)  # which rounding may decide
+    found = checks.check_gguf(tmp_path / "model.gguf", expected, [2, 0], 8)
+    assert found["same_answers"] >= 3 - ties > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "says"),
+    [
+        ("llama", {"attention_bias": True}, "the model has attention_bias"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
+        ("gemma3_text", GEMMA3 | {"query_pre_attn_scalar": 256}, "query_pre_attn_scalar 256"),
+        ("gemma3_text", GEMMA3 | {"layer_types": ["full_attention"] * 7}, "layer_types other than"),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_refused(tmp_path, kind, more, says):
+    with pytest.raises(Problem, match=f"{says}.*: export without --gguf"):
+        gguf_file.check(random_model(tmp_path, kind, **more))
+
+
+def test_a_tokenizer_that_llama_cpp_cuts_otherwise_is_refused(tmp_path):
+    folder = random_model(tmp_path, "qwen3")
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    (folder / "tokenizer.json").write_text(text.replace("\\\\p{N}", "\\\\p{N}{1,2}"), encoding="utf-8")
+    with pytest.raises(Problem, match=r"its tokenizer is none that llama\.cpp is known to read alike"):
+        gguf_file.check(folder)
+
+
 def test_an_unknown_architecture_is_refused_before_any_work(inside, monkeypatch):
     """Its config alone tells: answering and merging take minutes."""
-    monkeypatch.setattr(export, "read_json", lambda path: {"model_type": "llama"})
+    monkeypatch.setattr(gguf_file, "read_json", lambda path: {"model_type": "qwen3_5"})
     export.check(Path("models/sft"), Path("exports/sft"), None, reader.read())
-    with pytest.raises(Problem, match="a GGUF can be written of qwen2, qwen3"):
+    with pytest.raises(Problem, match="model_type is qwen3_5: a GGUF can be written of qwen2, qwen3"):
         export.check(Path("models/sft"), Path("exports/sft"), "f16", reader.read())
+
+
+def test_columns_that_matter_are_rounded_better(qwen2, tmp_path, monkeypatch):
+    """The inputs of a layer are large in few columns: there the weights come out nearer to what they were."""
+    rows = [[(7 * i + 13 * j) % 4000 + 5 for j in range(40)] for i in range(200)]
+    parquet.write_table(pa.table({"input_ids": rows}), tmp_path / "train.parquet")
+    monkeypatch.setattr(importance, "DATA", tmp_path / "train.parquet")
+    matrix, name = importance.measure(qwen2), "model.layers.1.mlp.down_proj"
+    assert (matrix.rows, len(matrix.columns)) == (100, 4 * 7)
+    (original,) = [file.get_tensor(f"{name}.weight").float().numpy() for file in shards(qwen2, name)]
+    errors = []
+    for weighed in (None, matrix):
+        gguf_file.write(qwen2, tmp_path / "model.gguf", "q4_k_m", weighed)
+        read = gguf.GGUFReader(tmp_path / "model.gguf")
+        kept = next(tensor for tensor in read.tensors if tensor.name == "blk.1.ffn_down.weight")
+        rounded = gguf.quants.dequantize(kept.data, kept.tensor_type)
+        errors.append(float(((rounded - original) ** 2 * matrix.columns[name]).sum()))
+    assert errors[1] < errors[0]
+    assert read.fields["quantize.imatrix.chunks_count"].contents() == 100
+
+
+def shards(folder: Path, name: str) -> Iterator:
+    """The files of a model that hold a layer's weights."""
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            if f"{name}.weight" in file.keys():  # noqa: SIM118 (it is no dict)
+                yield file
 
 
 @pytest.mark.parametrize("adds", [True, False])

@@ -91,7 +91,7 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
     check(checkpoint, out, kind, params)
     from stages.model import modeling
     from stages.settings import manifest
-    from tools.export import card, checks, gguf_file, merge, owned, templates
+    from tools.export import card, checks, gguf_file, importance, merge, owned, templates
 
     # 1. what the checkpoint itself answers
     weights, limit = params.chosen_model.weights, params.evaluate.max_new_tokens
@@ -119,7 +119,8 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
         serving, file = templates.TRANSFORMERS + templates.VLLM, ""
         if kind:
             file = f"{out.name}-{kind}.gguf"
-            gguf_file.write(folder, folder / file, kind)
+            matrix = importance.measure(folder) if kind in importance.KINDS else None
+            gguf_file.write(folder, folder / file, kind, matrix)
             checked[file] = checks.check_gguf(folder / file, expected, stops, limit)
             (folder / "Modelfile").write_text(
                 templates.modelfile(template, params.prompt.system, file, min(context, 4096)),
@@ -136,8 +137,8 @@ def export(checkpoint: Path, out: Path, kind: str | None, params: Params) -> Non
 
 def check(checkpoint: Path, out: Path, kind: str | None, params: Params) -> None:
     """Raise Problem where there is nothing to export, where it was trained with another template than it
-    would be exported with, where a folder would be replaced that is no export, or where no GGUF can be
-    written of its architecture.
+    would be exported with, where a folder would be replaced that is no export, or where llama.cpp would
+    compute something else from a GGUF of it.
     """
     from stages.model import modeling
     from stages.settings import manifest
@@ -153,7 +154,7 @@ def check(checkpoint: Path, out: Path, kind: str | None, params: Params) -> None
     modeling.check_template(checkpoint, params.prompt)
     owned.require_own(out)
     if kind:
-        gguf_file.check(read_json(manifest.base_folder() / "config.json"))
+        gguf_file.check(manifest.base_folder())
 
 
 def held_out() -> list[str]:
