@@ -44,7 +44,7 @@ def checkpoints(revision: str) -> dict[str, Path]:
     """
     with files_of(revision, "models/") as files:
         found = [Path(name).name for name in files.ls("models", detail=False) if files.isdir(name)]
-        names = [name for name in found if name in ("sft", "dpo") or name.startswith("refine-")]
+        names = [name for name in found if name in ("sft", "dpo") or name.startswith(("refine-", "merged-"))]
         if not names:
             raise Problem(f"{revision} has no trained checkpoint: commit dvc.lock after `dvc repro`")
         order = {"sft": 0, "dpo": 1}

@@ -64,7 +64,7 @@ class Models:
         self.weights = params.chosen_model.weights
         self.tokenizer = modeling.load_tokenizer(params.prompt)
         self.stops = set(self.tokenizer.convert_tokens_to_ids(self.template.stops))
-        found = {modeling.called(name, FOLDER / name): FOLDER / name for name in modeling.trained()}
+        found = {modeling.called(name, FOLDER / name): FOLDER / name for name in standing()}
         self.refused = {name: why for name, folder in found.items() if (why := fault(folder, params))}
         for experiment in experiments:
             for name, folder in revisions.checkpoints(experiment).items():
@@ -273,6 +273,12 @@ def chosen(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator 
 
 
 # --- what can be used ---------------------------------------------------------------------------------------
+
+
+def standing() -> list[str]:
+    """The checkpoints in models/: trained, in the order of training, then merged (tools/merge)."""
+    merged = sorted(path.parent.name for path in FOLDER.glob("merged-*/provenance.json"))
+    return [*modeling.trained(), *merged]
 
 
 def alias(name: str, folder: Path) -> str:

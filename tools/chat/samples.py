@@ -29,7 +29,7 @@ def samples(checkpoint: str, template: Template) -> list[str]:
 def file(checkpoint: str) -> Path:
     """Of its predictions; that of preference training is dpo's, whatever the method."""
     own = PREDICTIONS / f"{checkpoint}.parquet"
-    known = checkpoint in ("base", "sft") or checkpoint.startswith("refine-")
+    known = checkpoint in ("base", "sft") or checkpoint.startswith(("refine-", "merged-"))
     return own if known else PREDICTIONS / "dpo.parquet"
 
 

@@ -142,9 +142,10 @@ def check(checkpoint: Path, out: Path, kind: str | None, params: Params) -> None
     """
     from stages.model import modeling
     from stages.settings import manifest
+    from tools.chat.models import standing
     from tools.export import gguf_file, owned
 
-    there = [Path("models", name) for name in modeling.trained()]
+    there = [Path("models", name) for name in standing()]
     if checkpoint not in there:
         names = ", ".join(path.as_posix() for path in there) or "none"
         raise Problem(
