@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
         "python -m tools.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("revisions", nargs="*", metavar="REV")
-    parser.add_argument("--checkpoint", default="dpo", help="base, sft, dpo or refine-<method>")
+    parser.add_argument("--checkpoint", default="dpo", help="base, sft, dpo, refine-…, merged-…")
     parser.add_argument("--markdown", action="store_true", help="tables in Markdown, for a pull request")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--against", metavar="CHECKPOINT", help="the checkpoint of A, where it is another")

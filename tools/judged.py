@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m tools.judged", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", nargs="?", help="sft, dpo or refine-<method>")
+    parser.add_argument("checkpoint", nargs="?", help="sft, dpo, refine-… or merged-…")
     parser.add_argument("--against", metavar="CHECKPOINT")
     parser.add_argument("--benchmark", default="held-out", help="cidar-eval, alrage, your open questions")
     parser.add_argument("--votes", action="store_true")

@@ -33,7 +33,8 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_args(arguments)
     passes = [f"refine-{method}" for method in read().refine]
     stale = sorted({path.stem for path in METRICS.glob("refine-*.json")} - set(passes))
-    names = ["base", "sft", "dpo", *passes]
+    merged = sorted(path.stem for path in METRICS.glob("merged-*.json"))
+    names = ["base", "sft", "dpo", *passes, *merged]
     there = [read_json(path) for name in names if (path := METRICS / f"tables/{name}.json").exists()]
     tables = {own["called"][0]["name"]: own for own in there}
     if not tables:

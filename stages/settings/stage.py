@@ -35,6 +35,8 @@ def declaration(name: str) -> tuple[dict, Any]:
 def filled(texts: list[str], name: str, params: Params, item: str) -> list[str]:
     """Keys or paths of a stage in dvc.yaml, with ${…} filled in."""
     each = declaration(name)[1]
+    if isinstance(each, dict) and item not in each:
+        raise Problem(f"dvc.yaml names no {item!r} under {name}: it has {', '.join(each)}")
     value = each[item] if isinstance(each, dict) else item
     chosen = {"model": params.model, "data": params.data, "method": params.method}
     values = chosen | {"key": item, "item": value}

@@ -38,10 +38,10 @@ def card(checkpoint: Path, checked: dict, serving: str) -> str:
     parts = [
         f"---\n{metadata(checkpoint, base, sources, tables)}\n---\n",
         f"# {title(checkpoint, base)}\n",
-        summary(checkpoint, passed, base),
+        summary(checkpoint, passed, base) if "merged" not in provenance else average(provenance, base),
         f"## Use\n\n{serving}",
         f"## Training\n\n{training(passed)}",
-        f"## Licences\n\n{licences(base, sources)}",
+        f"## Licences\n\n{licences(base, sources)}{elsewhere(passed)}",
         f"## Evaluation\n\n{evaluation(checkpoint, tables)}",
         f"## Export\n\n{exported(checked)}",
         f"## Provenance\n\n{origin(checkpoint, provenance)}",
@@ -66,6 +66,8 @@ def evaluated(checkpoint: Path) -> dict:
         for entry in [*trained.get("outs", []), *asked.get("deps", [])]
         if entry["path"] == checkpoint.as_posix()
     }
+    if name.startswith("merged-"):  # no stage of its own made it
+        hashes.add(folder_md5(checkpoint))
     return read_json(Path(f"metrics/tables/{name}.json")) if asked and len(hashes) == 1 else {}
 
 
@@ -79,16 +81,35 @@ def stage_of(name: str) -> str:
 
 def steps(checkpoint: Path, provenance: dict) -> dict[str, dict]:
     """What trained a checkpoint, in order: the provenance of sft, dpo, refine-… by the names of their
-    folders; {} of one that is no longer there.
+    folders; {} of one that is no longer there. Of a merged one, what trained its parents.
     """
+    if merged := provenance.get("merged"):
+        return {step: own for parent in merged["parents"] for step, own in steps_of_parent(parent).items()}
     before = [Path(link["checkpoint"]) for link in provenance["chain"]]
     return {
         folder.name: read_json(folder / "provenance.json") if folder.exists() else {} for folder in before
     } | {checkpoint.name: provenance}
 
 
+def steps_of_parent(parent: dict) -> dict[str, dict]:
+    """The same as it was when it was merged: by REVISION/NAME where it is of another revision, and {} of a
+    checkpoint before it that is not here as it was then.
+    """
+    place, _, name = parent["checkpoint"].rpartition("/")
+    prefix, own = "" if place == "models" else f"{place}/", parent["provenance"]
+    if "merged" in own:
+        return steps(Path(name), own)
+    passed = {}
+    for link in own["chain"]:
+        folder = Path(link["checkpoint"])
+        same = folder.exists() and modeling.weights_sha256(folder) == link["weights_sha256"]
+        passed[prefix + folder.name] = read_json(folder / "provenance.json") if same else {}
+    return passed | {prefix + name: own}
+
+
 def role_of(step: str) -> str:
-    return {"sft": "instructions", "refine-continued": "continued"}.get(step, "preferences")
+    name = step.rpartition("/")[2]
+    return {"sft": "instructions", "refine-continued": "continued"}.get(name, "preferences")
 
 
 def datasets(passed: dict[str, dict]) -> list[dict]:
@@ -116,14 +137,15 @@ def commit_of(checkpoint: Path) -> str | None:
     """The newest commit before this one, or this, whose dvc.lock names these very files; None where no commit
     does.
     """
-    files = {
-        path.relative_to(checkpoint).as_posix(): file_hash(path, hashlib.md5())
-        for path in checkpoint.rglob("*")
-        if path.is_file()
-    }
-    md5 = dvc_md5(files)
+    md5 = folder_md5(checkpoint)
     found = git("log", "--format=%H", f"-S{md5}", "--", "dvc.lock").split()
     return next((commit for commit in found if md5 in git("show", f"{commit}:dvc.lock")), None)
+
+
+def folder_md5(folder: Path) -> str:
+    """As DVC says it in dvc.lock."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return dvc_md5({path.relative_to(folder).as_posix(): file_hash(path, hashlib.md5()) for path in files})
 
 
 def git(*arguments: str) -> str:
@@ -176,6 +198,32 @@ def summary(checkpoint: Path, passed: dict[str, dict], base: dict) -> str:
     how = f" and then {', then '.join(methods)}" if methods else ""
     weights = "LoRA, merged" if (checkpoint / "adapter_config.json").exists() else "the whole model"
     return f"{base_name(base)} for Arabic: supervised fine-tuning{how} ({weights}).\n"
+
+
+def average(provenance: dict, base: dict) -> str:
+    """What was merged, in one sentence."""
+    merged = provenance["merged"]
+    parents = [f"`{parent_name(one)}` ({one['weight']:g})" for one in merged["parents"]]
+    return (
+        f"{base_name(base)} for Arabic: an average of the weights ({merged['method']}) of "
+        f"{', '.join(parents)}.\n"
+    )
+
+
+def parent_name(parent: dict) -> str:
+    """As people call it: kto, or that of another revision, REVISION/kto."""
+    place, _, name = parent["checkpoint"].rpartition("/")
+    name = parent["provenance"].get("method", name) if name == "dpo" else name
+    return name if place == "models" else f"{place}/{name}"
+
+
+def elsewhere(passed: dict[str, dict]) -> str:
+    """What the table of licences does not tell: the data of other revisions is not here."""
+    others = sorted({step.rpartition("/")[0] for step in passed if "/" in step})
+    return "".join(
+        f"\nThe data of {cell(one)}, whose checkpoints are in the average, is not in this table.\n"
+        for one in others
+    )
 
 
 def method_of(step: str, provenance: dict) -> str:
@@ -298,10 +346,11 @@ def exported(checked: dict) -> str:
 
 
 def origin(checkpoint: Path, provenance: dict) -> str:
-    facts = {
-        "base manifest": provenance["base"]["manifest_sha256"],
-        "training data": provenance["data_sha256"],
-    }
+    facts = {"base manifest": provenance["base"]["manifest_sha256"]}
+    if "merged" in provenance:
+        facts |= {parent_name(one): one["weights_sha256"] for one in provenance["merged"]["parents"]}
+    else:
+        facts["training data"] = provenance["data_sha256"]
     if sampled := provenance.get("sampled_sha256"):
         facts["its own sampled pairs"] = sampled
     facts |= {
@@ -329,7 +378,9 @@ LIMITS = """\
 
 
 def arabic(base: dict, provenance: dict, tables: dict) -> str:
-    preference = " ثم تدريب على التفضيلات" if provenance["chain"] else ""
+    trained = "ضبط دقيق على تعليمات عربية" + (" ثم تدريب على التفضيلات" if provenance["chain"] else "")
+    if "merged" in provenance:
+        trained = "متوسط أوزان نماذج ضُبطت على بيانات عربية"
     first = tables.get("scores", [None])[0]
     error = f" (الخطأ المعياري {first['stderr']:.3f}، عدد الأسئلة {first['n']:,})" if first else ""
     measured = (
@@ -342,7 +393,7 @@ def arabic(base: dict, provenance: dict, tables: dict) -> str:
 
 <div dir="rtl">
 
-نموذج لغوي للعربية مبني على {base_name(base)}: ضبط دقيق على تعليمات عربية{preference}.
+نموذج لغوي للعربية مبني على {base_name(base)}: {trained}.
 
 - **القياس:** {measured} لا تصحّ مقارنة نتائج قيست بصيغ أسئلة مختلفة.
 - **الرخصة:** تسري أشدّ الرخص المذكورة في جدول الرخص أعلاه.
