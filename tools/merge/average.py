@@ -31,6 +31,8 @@ Factors = tuple[torch.Tensor, torch.Tensor]  # A [rank, in] and B [out, rank], w
 
 def merge(names: list[str], weights: list[float], method: str, name: str, params: Params) -> Path:
     """Write models/merged-<name>. Raises Problem for what cannot be averaged."""
+    if not re.fullmatch(r"[A-Za-z0-9_]+", name):  # of a folder and of a stage
+        raise Problem(f"--name {name!r}: letters, digits and _ of ASCII only")
     out = Path("models", f"merged-{name}")
     check(names, weights, method, out)
     check_base(params)
@@ -56,8 +58,6 @@ def merge(names: list[str], weights: list[float], method: str, name: str, params
 
 def check(names: list[str], weights: list[float], method: str, out: Path) -> None:
     """Raise Problem for options that cannot be followed."""
-    if not re.fullmatch(r"merged-[A-Za-z0-9_]+", out.name):
-        raise Problem(f"--name {out.name.removeprefix('merged-')!r}: letters, digits and _ of ASCII only")
     if out.exists():
         raise Problem(f"{out} stands already: give another --name, or delete it")
     if len(names) < 2 or (method == "slerp" and len(names) > 2):
