@@ -83,28 +83,31 @@ def steps(checkpoint: Path, provenance: dict) -> dict[str, dict]:
     """What trained a checkpoint, in order: the provenance of sft, dpo, refine-… by the names of their
     folders; {} of one that is no longer there. Of a merged one, what trained its parents.
     """
-    if merged := provenance.get("merged"):
-        return {step: own for parent in merged["parents"] for step, own in steps_of_parent(parent).items()}
+    if "merged" in provenance:
+        return steps_of_parents(provenance)
     before = [Path(link["checkpoint"]) for link in provenance["chain"]]
     return {
         folder.name: read_json(folder / "provenance.json") if folder.exists() else {} for folder in before
     } | {checkpoint.name: provenance}
 
 
-def steps_of_parent(parent: dict) -> dict[str, dict]:
-    """The same as it was when it was merged: by REVISION/NAME where it is of another revision, and {} of a
-    checkpoint before it that is not here as it was then.
+def steps_of_parents(provenance: dict, within: str = "") -> dict[str, dict]:
+    """The same as they were when they were merged: by REVISION/NAME where they are of another revision, and
+    {} of a checkpoint before them that is not here as it was then.
     """
-    place, _, name = parent["checkpoint"].rpartition("/")
-    prefix, own = "" if place == "models" else f"{place}/", parent["provenance"]
-    if "merged" in own:
-        return steps(Path(name), own)
     passed = {}
-    for link in own["chain"]:
-        folder = Path(link["checkpoint"])
-        same = folder.exists() and modeling.weights_sha256(folder) == link["weights_sha256"]
-        passed[prefix + folder.name] = read_json(folder / "provenance.json") if same else {}
-    return passed | {prefix + name: own}
+    for parent in provenance["merged"]["parents"]:
+        place, _, name = parent["checkpoint"].rpartition("/")
+        prefix, own = within if place == "models" else f"{within}{place}/", parent["provenance"]
+        if "merged" in own:
+            passed |= steps_of_parents(own, prefix)
+            continue
+        for link in own["chain"]:
+            folder = Path(link["checkpoint"])
+            same = folder.exists() and modeling.weights_sha256(folder) == link["weights_sha256"]
+            passed.setdefault(prefix + folder.name, read_json(folder / "provenance.json") if same else {})
+        passed[prefix + name] = own
+    return passed
 
 
 def role_of(step: str) -> str:

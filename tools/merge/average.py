@@ -79,7 +79,9 @@ def found(name: str, params: Params) -> Path:
     if checkpoint not in called:
         raise Problem(f"{name} is no checkpoint: there is {', '.join(called) or 'none, run `dvc repro`'}")
     folder = called[checkpoint]
-    if why := (fault_of_another if revision else fault)(folder, params):
+    if not revision and (why := fault(folder, params)):
+        raise Problem(why)
+    if revision and (why := fault_of_another(folder, params)):
         raise Problem(f"{name}: {why}")
     return folder
 
