@@ -27,12 +27,12 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", type=float, metavar="WEIGHT", help="equal ones by default")
     asked = parser.parse_args()
     quiet()
-    with one_line_errors():
-        from tools.merge import average
+    from tools.merge import average
 
-        weights = asked.weights or [1 / len(asked.checkpoints)] * len(asked.checkpoints)
-        average.merge(asked.checkpoints, weights, asked.method, asked.name, read())
+    weights = asked.weights or [1 / len(asked.checkpoints)] * len(asked.checkpoints)
+    average.merge(asked.checkpoints, weights, asked.method, asked.name, read())
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()
