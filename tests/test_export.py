@@ -26,6 +26,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from peft import LoraConfig, PeftModel, get_peft_model
 from pyarrow import parquet
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
@@ -37,9 +38,10 @@ from stages.settings.params import Weights
 from stages.text.prompts import TEMPLATES
 from tests.conftest import ROOT
 from tests.fake_hub import send
+from tests.test_scoring import KINDS
 from tests.test_scoring import model as random_of
 from tools.export import __main__ as export
-from tools.export import card, checks, gguf_file, importance, merge, owned, templates
+from tools.export import card, checks, gguf_file, importance, merge, owned, templates, vocabulary
 
 NANO = ROOT / "models/nano"
 TALKS = [
@@ -133,6 +135,27 @@ def test_a_merged_adapter_answers_like_the_adapter(tmp_path, settings):
     assert divergence(expected, logits(load_base(weights(), NANO))) > 0.1  # it does change the base
     merged, _ = checks.load(exported(weights(), lora, tmp_path / "merged"))
     assert torch.allclose(logits(merged), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_and_class_are_those_that_every_loader_knows(tmp_path, kind):
+    """Also of a base that was saved without its head and with more than the model has. vLLM takes the class
+    from config.json and refuses weights whose names it does not know.
+    """
+    own, base = random_of(kind, tie_word_embeddings=True), tmp_path / "base"
+    own.model.save_pretrained(base)
+    config, held = read_json(base / "config.json"), load_file(base / "model.safetensors")
+    assert config["architectures"] != [type(own).__name__] and "embed_tokens.weight" in held
+    save_file(held | {"layers.0.rotary_emb.inv_freq": torch.ones(8)}, base / "model.safetensors")
+    out = tmp_path / "out"
+    out.mkdir()
+    merge.merge(Weights(path=str(base), quantization="none", dtype="float32"), base, None, out)
+    export.describe(out, config, "float32", [0], 0)
+    assert read_json(out / "config.json")["architectures"] == [type(own).__name__]
+    assert load_file(out / "model.safetensors").keys() == dict(own.named_parameters()).keys()
+    back = AutoModelForCausalLM.from_pretrained(out)
+    ids = torch.arange(5, 25)[None]
+    assert torch.equal(back(ids).logits, own(ids).logits)
 
 
 def test_an_adapter_on_4_bits_merges_into_what_the_4_bits_stand_for(tmp_path):
@@ -324,6 +347,13 @@ def test_what_llama_cpp_computes_otherwise_is_refused(tmp_path, kind, more, says
 
 
 def test_a_tokenizer_that_llama_cpp_cuts_otherwise_is_refused(tmp_path):
+    """A file of an older version, as Qwen2.5's, lacks some keys and is read all the same."""
+    backend = read_json(NANO / "tokenizer.json")
+    older = backend | {"model": {key: backend["model"][key] for key in ("type", "vocab", "merges")}}
+    assert vocabulary.kind_of(older) == ("gpt2", "qwen2")
+    for change in ({"normalizer": {"type": "Lowercase"}}, {"pre_tokenizer": {"type": "Whitespace"}}):
+        with pytest.raises(Problem, match="its tokenizer is none"):
+            vocabulary.kind_of(older | change)
     folder = random_model(tmp_path, "qwen3")
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     (folder / "tokenizer.json").write_text(text.replace("\\\\p{N}", "\\\\p{N}{1,2}"), encoding="utf-8")

@@ -183,15 +183,21 @@ def example(
 
 
 def describe(folder: Path, config: dict, dtype: str, stops: list[int], pad: int) -> int:
-    """Write config.json, as published but for the dtype and the stop token, and generation_config.json; give
-    the length of the context.
+    """Write config.json, as published but for the dtype, the stop token and the class, always the one with
+    the head, and generation_config.json; give the length of the context.
     """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     for key in ("_name_or_path", "quantization_config"):
         config.pop(key, None)
     of_dtype = "torch_dtype" if "torch_dtype" in config else "dtype"  # its name before transformers 5
-    write_json(
-        folder / "config.json", config | {of_dtype: dtype, "eos_token_id": stops[0], "pad_token_id": pad}
-    )
+    made = {
+        "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]],
+        of_dtype: dtype,
+        "eos_token_id": stops[0],
+        "pad_token_id": pad,
+    }
+    write_json(folder / "config.json", config | made)
     write_json(
         folder / "generation_config.json", {"do_sample": False, "eos_token_id": stops, "pad_token_id": pad}
     )

@@ -124,8 +124,7 @@ def supported(config: dict) -> dict[str, bool]:
     scaling = {"llama": ("default", "llama3"), "gemma3_text": ("default", "linear")}.get(kind, ("default",))
     found = {
         f"rope_type {rope['rope_type']}": rope["rope_type"] in scaling,
-        f"partial_rotary_factor {rope.get('partial_rotary_factor')}": rope.get("partial_rotary_factor", 1)
-        == 1,
+        "a partial_rotary_factor": rope.get("partial_rotary_factor", 1) == 1,
         "use_sliding_window": not config.get("use_sliding_window"),
         "mlp_bias": not config.get("mlp_bias"),
         "attention_bias": not config.get("attention_bias"),

@@ -29,8 +29,8 @@ def merge(weights: Weights, base: Path, adapter: Path | None, out: Path) -> None
     model = skeleton(base)
     quantised = linear_layers(model) if weights.quantization == "nf4" and adapter else set()
     layers, rows = (adapted_layers(model, adapter), token_rows(adapter)) if adapter else ({}, {})
-    dtype = getattr(torch, weights.dtype)
-    where = {}
+    dtype, own = getattr(torch, weights.dtype), weight_names(base)
+    where, left_out = {}, []
     shards = [
         base / name
         for name in model_files([path.name for path in base.iterdir()])
@@ -39,8 +39,12 @@ def merge(weights: Weights, base: Path, adapter: Path | None, out: Path) -> None
     for shard in tqdm(shards, desc="merge", unit="shard", leave=False, dynamic_ncols=True, disable=None):
         tensors = {}
         with safe_open(shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dict)
-                layer, tensor = name.removesuffix(".weight"), file.get_tensor(name)
+            for held in file.keys():  # noqa: SIM118 (it is no dict)
+                name = held if held in own else f"model.{held}"  # saved without its head
+                if name not in own:
+                    left_out.append(held)
+                    continue
+                layer, tensor = name.removesuffix(".weight"), file.get_tensor(held)
                 if layer in quantised:
                     tensor = through_nf4(tensor, dtype)
                 if layer in layers:
@@ -54,13 +58,23 @@ def merge(weights: Weights, base: Path, adapter: Path | None, out: Path) -> None
         where |= dict.fromkeys(tensors, shard.name)
     if len(set(where.values())) > 1:
         write_json(out / INDEX, {"metadata": read_json(base / INDEX)["metadata"], "weight_map": where})
+    if left_out:
+        print(f"note: left out what the model has no weights for: {', '.join(left_out)}")
+
+
+def weight_names(base: Path) -> set[str]:
+    """Those of the model with its head, a tied one once: what every other loader looks for."""
+    return {name for name, _ in on_no_device(base).named_parameters()}
 
 
 def skeleton(base: Path) -> PreTrainedModel:
     """The model's modules, whose weights take up no memory: they are allocated and never touched."""
+    return on_no_device(base).to_empty(device="cpu")
+
+
+def on_no_device(base: Path) -> PreTrainedModel:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
-    return model.to_empty(device="cpu")
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
 
 
 def linear_layers(model: PreTrainedModel) -> set[str]:

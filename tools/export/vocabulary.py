@@ -18,6 +18,8 @@ CUTS = (
     r"|\s+(?!\S)|\s+"
 )
 BYTE_PAIRS = {CUTS % "": ("qwen2", False), CUTS % "{1,3}": ("llama-bpe", True)}  # name, ignore_merges
+NFC = {"type": "NFC"}  # of texts that are so already it changes nothing; llama.cpp leaves it out
+PAIRED = {"type": "ByteLevel", "add_prefix_space": False}
 BLANK = "▁"  # what pieces have for a blank
 
 
@@ -25,14 +27,14 @@ def kind_of(backend: dict) -> tuple[str, str]:
     """llama.cpp's names of a tokenizer.json's kind and of how it cuts texts. Raises Problem for one whose
     tokens llama.cpp would not make.
     """
-    model, cut = backend["model"], backend["pre_tokenizer"] or {}
-    if model["type"] == "BPE" and model["byte_fallback"]:
-        if backend["normalizer"] == {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}:
+    model, normalizer = backend["model"], backend.get("normalizer") or NFC
+    if model["type"] == "BPE" and model.get("byte_fallback"):
+        if normalizer == {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}:
             return "llama", "default"
-    elif model["type"] == "BPE":
-        first, last = [*cut.get("pretokenizers", []), {}, {}][:2]
+    elif model["type"] == "BPE" and normalizer == NFC:
+        first, last = [*(backend["pre_tokenizer"] or {}).get("pretokenizers", []), {}, {}][:2]
         name, whole = BYTE_PAIRS.get(first.get("pattern", {}).get("Regex"), ("", False))
-        if name and last["type"] == "ByteLevel" and bool(model["ignore_merges"]) == whole:
+        if name and last == last | PAIRED and bool(model.get("ignore_merges")) == whole:
             return "gpt2", name
     raise Problem(
         "--gguf: its tokenizer is none that llama.cpp is known to read alike (Qwen's, Llama 3's, Gemma's): "
