@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import permutations
 
 from stages.builtin import grammar
-from stages.builtin.grammar import NOUNS, PEOPLE, QUALITIES, VERBS, VIRTUES
+from stages.builtin.grammar import NOUNS, PEOPLE, VERBS, VIRTUES
 
 SEED = 20  # the data is one fixed set: `seed` in params.yaml varies training, never the exam
 SENTENCE_SHARE = 0.4  # of the supervised answers are full sentences
@@ -93,13 +93,25 @@ def counted_noun(rng: random.Random) -> Item:
     return _item("counted_noun", f"counted:{n}:{noun.singular}", answer, misses, n=str(n), noun=noun.singular)
 
 
+def _its(noun: str) -> str:
+    """The possessive suffix that stands for a noun: his or her."""
+    return "ها" if noun.endswith("ة") else "ه"
+
+
+def _described(rng: random.Random) -> tuple[str, str, str]:
+    """A noun, an adjective that suits it, and that adjective in the noun's gender."""
+    noun = rng.choice(NOUNS)
+    quality = rng.choice(noun.qualities)
+    return noun.singular, quality, grammar.agree(quality, noun.singular)
+
+
 def dual(rng: random.Random) -> Item:
-    noun, quality = rng.choice(NOUNS).singular, rng.choice(QUALITIES)
-    adjective = grammar.agree(quality, noun)
+    noun, quality, adjective = _described(rng)
     answer = f"{grammar.dual(noun)} {grammar.dual(adjective)}"
     misses = [f"{grammar.dual(noun)} {adjective}", f"{noun} {grammar.dual(adjective)}",
               f"{grammar.dual(noun)} {grammar.sound_plural(adjective)}"]  # fmt: skip
-    return _item("dual", f"dual:{noun}:{quality}", answer, misses, phrase=f"{noun} {adjective}")
+    return _item("dual", f"dual:{noun}:{quality}", answer, misses, phrase=f"{noun} {adjective}",
+                 its=_its(noun))  # fmt: skip
 
 
 def plural(rng: random.Random) -> Item:
@@ -108,7 +120,8 @@ def plural(rng: random.Random) -> Item:
     others = [word if woman else grammar.feminine(word) for word in (person, virtue)]
     both = [grammar.sound_plural(word) for word in words]
     misses = [" ".join(map(grammar.sound_plural, others)), f"{both[0]} {words[1]}", f"{words[0]} {both[1]}"]
-    return _item("plural", f"plural:{words[0]}:{virtue}", " ".join(both), misses, phrase=" ".join(words))
+    return _item("plural", f"plural:{words[0]}:{virtue}", " ".join(both), misses, phrase=" ".join(words),
+                 its=_its(words[0]))  # fmt: skip
 
 
 def feminine(rng: random.Random) -> Item:
@@ -125,8 +138,7 @@ def feminine(rng: random.Random) -> Item:
 
 
 def definite(rng: random.Random) -> Item:
-    noun, quality = rng.choice(NOUNS).singular, rng.choice(QUALITIES)
-    adjective = grammar.agree(quality, noun)
+    noun, quality, adjective = _described(rng)
     the_noun, the_adjective = grammar.definite(noun), grammar.definite(adjective)
     misses = [f"{the_noun} {adjective}", f"{noun} {the_adjective}", f"{noun} {adjective}"]
     return _item(
@@ -202,19 +214,20 @@ FAMILIES = {
     "counted_noun": Family(
         counted_noun,
         ("اكتب بالحروف مع المعدود: {n} ({noun}).", "كيف نقول {n} مع كلمة {noun}؟",
-            "ما التعبير الصحيح عن {n} من {noun}؟"),
+            "ما التعبير الصحيح عن {n} مع المعدود ({noun})؟"),
         ("نقول مع العدد {n} وكلمة {noun}: {answer}.", "{n} ({noun}): {answer}.",
-            "التعبير عن {n} من {noun} هو {answer}."),
+            "التعبير عن {n} مع المعدود ({noun}) هو {answer}."),
     ),
     "dual": Family(
         dual,
         ("ما مثنى {phrase}؟", "حول إلى المثنى: {phrase}.", "اكتب مثنى {phrase}."),
-        ("مثنى {phrase} هو {answer}.", "المثنى: {answer}، والمفرد: {phrase}.", "{phrase}، مثناه {answer}."),
+        ("مثنى {phrase} هو {answer}.", "المثنى: {answer}، والمفرد: {phrase}.",
+            "{phrase}، مثنا{its} {answer}."),
     ),
     "plural": Family(
         plural,
         ("ما جمع {phrase}؟", "حول إلى الجمع: {phrase}.", "اكتب جمع {phrase}."),
-        ("جمع {phrase} هو {answer}.", "الجمع: {answer}، والمفرد: {phrase}.", "{phrase}، جمعه {answer}."),
+        ("جمع {phrase} هو {answer}.", "الجمع: {answer}، والمفرد: {phrase}.", "{phrase}، جمع{its} {answer}."),
     ),
     "feminine": Family(
         feminine,
@@ -231,7 +244,7 @@ FAMILIES = {
         verb,
         ("صرف الفعل {verb} في {tense} مع {pronoun}.",
          "كيف نصرف {verb} مع الضمير {pronoun} في {tense}؟",
-         "الفعل {verb} والضمير {pronoun} في {tense}؟"),
+         "ما صيغة الفعل {verb} مع {pronoun} في {tense}؟"),
         ("الفعل {verb} في {tense} مع {pronoun}: {answer}.",
          "نقول في {tense} من {verb}: {pronoun} {answer}.",
          "{pronoun} {answer} ({tense} من {verb})."),
@@ -244,10 +257,10 @@ FAMILIES = {
     ),
     "compare": Family(
         compare,
-        ("ما العدد {relation}: {a} أم {b}؟", "اختر العدد {relation}: {a} أم {b}.",
+        ("ما العدد {relation}: {a} أم {b}؟", "اختر العدد {relation}: {a} أو {b}.",
             "{a} أم {b}، ما العدد {relation}؟"),
-        ("العدد {relation} بين {a} و {b} هو {answer}.",
-         "{a} و {b}: {relation} هو {answer}.", "بين {a} و {b} العدد {answer} هو {relation}."),
+        ("العدد {relation} بين {a} و{b} هو {answer}.",
+         "{a} و{b}: {relation} هو {answer}.", "بين {a} و{b} العدد {answer} هو {relation}."),
         chance=1 / 2,
     ),
     "reverse": Family(
