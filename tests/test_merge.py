@@ -143,6 +143,29 @@ def test_whole_models_are_averaged_tensor_by_tensor(project):
         merged("sft", "dpo")
 
 
+def test_whole_models_may_be_in_other_shards(project):
+    for factor, name, size in ((2, "dpo", "1MB"), (3, "refine-ipo", "2MB")):
+        model = base()
+        for parameter in model.parameters():
+            parameter.data *= factor
+        shutil.copytree("models/sft", Path("models", name), ignore=shutil.ignore_patterns("adapter*"))
+        model.save_pretrained(Path("models", name), max_shard_size=size)
+    shards = [len(list(Path("models", name).glob("*.safetensors"))) for name in ("dpo", "refine-ipo")]
+    assert shards[0] > shards[1] > 1
+    found = AutoModelForCausalLM.from_pretrained(merged("dpo", "refine-ipo", weights=(0.25, 0.75)))
+    wanted = base().state_dict()
+    assert same(found.state_dict(), {key: 2.75 * value for key, value in wanted.items()})
+
+
+def test_what_was_merged_can_be_merged(project):
+    one, other = changes(adapter("dpo", 1)), changes(adapter("refine-ipo", 2))
+    merged("dpo", "refine-ipo", method="slerp").rename("models/merged-first")
+    first = changes(Path("models/merged-first"))
+    found = changes(merged("merged-first", "dpo", weights=(0.5, 0.5)))
+    assert same(found, {name: (first[name] + one[name]) / 2 for name in one})
+    assert not same(found, {name: (other[name] + one[name]) / 2 for name in one})
+
+
 def test_the_card_says_what_was_merged_and_what_trained_it(project):
     folder = adapter("dpo", 1)
     link = {"checkpoint": "models/sft", "weights_sha256": modeling.weights_sha256(Path("models/sft"))}

@@ -21,7 +21,7 @@ from stages.text.arabic import LINE_END, words
 from stages.text.shingles import hash_words, ngrams
 
 SPAN, SHORTEST = 8, 4  # words
-PREFILTER_BITS = 24
+PREFILTER_BITS = 22  # 4 MB a table: larger ones fall out of the cache
 
 
 # Of a choice in a list, as A. أ) (ب) 1- stand before it, or the dash or dot of a line.
