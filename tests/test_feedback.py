@@ -109,7 +109,7 @@ def test_kto_learns_from_pairs_and_single_votes(inside, capsys):
     assert trainer.args.per_device_train_batch_size == 32  # the answers of 16 pairs
     facts = training.train(trainer, "test-votes", params, params.preference, {"test": "votes", "chain": []})
     assert facts["start_loss"] == pytest.approx(0.5, abs=1e-3)
-    assert facts["final_margin"] > 0
+    assert facts["held_out_margin"] > 0
 
 
 def test_methods_of_pairs_leave_single_votes_out_and_say_so(inside, capsys):
