@@ -27,9 +27,11 @@ def merge(weights: Weights, base: Path, adapter: Path | None, out: Path) -> None
     them, if there is one.
     """
     model = skeleton(base)
+    own = {name for name, _ in model.named_parameters()}  # a tied one once: what every loader looks for
+    model.to_empty(device="cpu")  # allocated and never touched, so it takes up no memory
     quantised = linear_layers(model) if weights.quantization == "nf4" and adapter else set()
     layers, rows = (adapted_layers(model, adapter), token_rows(adapter)) if adapter else ({}, {})
-    dtype, own = getattr(torch, weights.dtype), weight_names(base)
+    dtype = getattr(torch, weights.dtype)
     where, left_out = {}, []
     shards = [
         base / name
@@ -62,17 +64,8 @@ def merge(weights: Weights, base: Path, adapter: Path | None, out: Path) -> None
         print(f"note: left out what the model has no weights for: {', '.join(left_out)}")
 
 
-def weight_names(base: Path) -> set[str]:
-    """Those of the model with its head, a tied one once: what every other loader looks for."""
-    return {name for name, _ in on_no_device(base).named_parameters()}
-
-
 def skeleton(base: Path) -> PreTrainedModel:
-    """The model's modules, whose weights take up no memory: they are allocated and never touched."""
-    return on_no_device(base).to_empty(device="cpu")
-
-
-def on_no_device(base: Path) -> PreTrainedModel:
+    """The modules of the model with its head, whose weights are nowhere."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
 
