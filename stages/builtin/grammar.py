@@ -128,6 +128,11 @@ def agree(adjective: str, noun: str) -> str:
     return feminine(adjective) if noun.endswith("ة") else adjective
 
 
+def possessive(noun: str) -> str:
+    """The suffix that stands for a noun: its."""
+    return "ها" if noun.endswith("ة") else "ه"
+
+
 # Pronoun → (prefix, suffix) of a sound form-I verb. Undiacritised, so the stem is the same in both tenses.
 PAST = {
     "أنا": ("", "ت"),

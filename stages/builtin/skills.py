@@ -93,11 +93,6 @@ def counted_noun(rng: random.Random) -> Item:
     return _item("counted_noun", f"counted:{n}:{noun.singular}", answer, misses, n=str(n), noun=noun.singular)
 
 
-def _its(noun: str) -> str:
-    """The possessive suffix that stands for a noun: his or her."""
-    return "ها" if noun.endswith("ة") else "ه"
-
-
 def _described(rng: random.Random) -> tuple[str, str, str]:
     """A noun, an adjective that suits it, and that adjective in the noun's gender."""
     noun = rng.choice(NOUNS)
@@ -111,7 +106,7 @@ def dual(rng: random.Random) -> Item:
     misses = [f"{grammar.dual(noun)} {adjective}", f"{noun} {grammar.dual(adjective)}",
               f"{grammar.dual(noun)} {grammar.sound_plural(adjective)}"]  # fmt: skip
     return _item("dual", f"dual:{noun}:{quality}", answer, misses, phrase=f"{noun} {adjective}",
-                 its=_its(noun))  # fmt: skip
+                 its=grammar.possessive(noun))  # fmt: skip
 
 
 def plural(rng: random.Random) -> Item:
@@ -121,7 +116,7 @@ def plural(rng: random.Random) -> Item:
     both = [grammar.sound_plural(word) for word in words]
     misses = [" ".join(map(grammar.sound_plural, others)), f"{both[0]} {words[1]}", f"{words[0]} {both[1]}"]
     return _item("plural", f"plural:{words[0]}:{virtue}", " ".join(both), misses, phrase=" ".join(words),
-                 its=_its(words[0]))  # fmt: skip
+                 its=grammar.possessive(words[0]))  # fmt: skip
 
 
 def feminine(rng: random.Random) -> Item:
