@@ -5,6 +5,7 @@ Every row that comes in is kept or stands in the report with the reason why not.
 long keeps the turns that fit, whole, and a long document becomes several rows; both are counted.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -190,9 +191,9 @@ def examine(batch: Batch) -> int:
     rows.
     """
     examiner, notes = worker
-    with parquet.ParquetFile(batch.path) as file:
+    with parquet.ParquetFile(batch.path) as file, without_cycles():
         raw = file.read_row_group(batch.group).to_pylist()
-    found = examiner.examine(batch.dataset, raw)
+        found = examiner.examine(batch.dataset, raw)
     parquet.write_table(found.rows, batch.shard)
     own, arrays = slice(batch.start, batch.start + batch.rows), notes.open("r+")
     arrays["alive"][own] = pc.equal(found.rows["reason"], "").to_numpy(zero_copy_only=False)
@@ -201,6 +202,18 @@ def examine(batch: Batch) -> int:
         arrays[name][own] = getattr(found, name)
     arrays["bands"][:, own] = duplicates.band_keys(found.signatures, notes.band_rows) ^ found.answers
     return batch.rows
+
+
+@contextmanager
+def without_cycles() -> Iterator[None]:
+    """Of the millions of small objects that rows are none refers back: looking for cycles among them takes a
+    tenth of the time.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 # --- 2. all rows --------------------------------------------------------------------------------------------

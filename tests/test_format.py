@@ -558,6 +558,12 @@ def test_questions_on_one_passage_stay_on_one_side(examine):
     assert 0.1 < sides[400:].count("validation") / 600 < 0.3  # one wording is no passage
 
 
+def test_of_lines_of_one_length_the_first_is_the_passage():  # a set's order differs by process
+    numbers = [range(start, start + 20) for start in range(100, 130)]
+    first, later = ([" ".join(f"{letter}{i}" for i in own) for own in numbers] for letter in "بت")
+    assert quality.passages(["\n".join(lines) for lines in zip(first, later)]) == quality.passages(first)
+
+
 def sources(folder, role, **tables):
     """data/raw of a role, from rows by dataset."""
     raw = folder / "data/raw" / role

@@ -307,12 +307,11 @@ def is_choice(answer: str) -> bool:
 
 
 def tokens_behind(encoding: Encoding, places: list[int]) -> list[int]:
-    """For places in a text, in characters and in order, the first token that reaches behind each."""
-    stops, found, token = [stop for _, stop in encoding.offsets], [], 0
-    for place in places:
-        while token < len(stops) and stops[token] <= place:
-            token += 1
-        found.append(token)
+    """For places in a text, in characters, the first token that reaches behind each."""
+    found = [encoding.char_to_token(place) for place in places]
+    if None in found:  # a character that no token shows: a blank, say
+        stops = [stop for _, stop in encoding.offsets]
+        found = [next((i for i, stop in enumerate(stops) if stop > place), len(stops)) for place in places]
     return found
 
 
@@ -334,7 +333,7 @@ def passages(asked: list[str]) -> list[int]:
     starts = [
         [
             tuple(line.split(" ", PASSAGE)[:PASSAGE])
-            for line in sorted(set(text.split("\n")), key=len, reverse=True)
+            for line in sorted(dict.fromkeys(text.split("\n")), key=len, reverse=True)
             if line.count(" ") >= PASSAGE - 1
         ]
         for text in asked
