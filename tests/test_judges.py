@@ -1,6 +1,7 @@
 """Judges: verdicts are read strictly, kept on disk, and asked again where a fault passes, not for ever."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from stages.judge import chat, judges, people
 from stages.judge.answered import Answered
 from stages.judge.chat import ChatJudge
 from stages.settings.errors import Problem
+from stages.settings.files import write_json
 from stages.settings.params import Judge
 from stages.text import judging
 from stages.text.prompts import TEMPLATES
@@ -200,6 +202,18 @@ def test_a_reward_model_of_a_folder_scores_each_answer_alone(tmp_path):
     ):
         with pytest.raises(Problem, match=said):
             judges.open_judge("evaluate.judge", Judge(kind="reward", model=str(model), max_length=16))
+
+
+def test_a_reward_model_with_code_of_its_own_is_refused_without_a_question(tmp_path, monkeypatch):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "models/nano" / name, tmp_path)
+    evil = {"AutoConfig": "evil.Config", "AutoModelForSequenceClassification": "evil.Model"}
+    write_json(tmp_path / "config.json", {"model_type": "evil", "auto_map": evil})
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')", encoding="utf-8")
+    monkeypatch.setattr("builtins.input", lambda *asked: "y")
+    with pytest.raises(Problem, match="contains custom code"):
+        judges.open_judge("evaluate.judge", Judge(kind="reward", model=str(tmp_path), max_length=16))
+    assert not (tmp_path / "run").exists()
 
 
 def test_llama_cpps_server_is_asked_and_asked_no_more(tmp_path, monkeypatch):

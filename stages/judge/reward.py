@@ -25,9 +25,11 @@ class RewardJudge:
         self.settings, self.cut = settings, 0
         folder = located(key, settings.model)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            # else transformers asks the person at the terminal whether to run a model's own code
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             self.model = AutoModelForSequenceClassification.from_pretrained(
                 folder,
+                trust_remote_code=False,
                 dtype="auto",
                 use_safetensors=True,
                 device_map={"": 0} if torch.cuda.is_available() else None,
