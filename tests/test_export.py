@@ -565,6 +565,15 @@ def test_an_export_takes_the_place_of_its_own_files_alone(tmp_path):
         owned.require_own(file)
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": []}', "\ufeff\x00"])
+def test_a_folder_that_only_looks_like_an_export_is_left_alone(tmp_path, text):
+    (tmp_path / owned.MARK).write_text(text, encoding="utf-8")
+    for asked in (owned.require_own, owned.require_untouched):
+        with pytest.raises(Problem, match=r"export\.json is not as an export writes it"):
+            asked(tmp_path)
+    assert (tmp_path / owned.MARK).read_text(encoding="utf-8") == text
+
+
 def test_a_merge_that_answers_differently_is_not_written(inside, tmp_path):
     settings = reader.read()
     model = load_base(settings.chosen_model.weights)

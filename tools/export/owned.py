@@ -42,10 +42,21 @@ def require_untouched(folder: Path) -> None:
 
 def found(folder: Path) -> dict[str, list[str]]:
     """The files of an export that were added, changed and removed since it was written."""
-    written = read_json(folder / MARK)["files"]
+    written = listed(folder)
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MARK}
     return {
         "added": sorted(there - written.keys()),
         "changed": sorted(n for n in there & written.keys() if sha256(folder / n) != written[n]),
         "removed": sorted(written.keys() - there),
     }
+
+
+def listed(folder: Path) -> dict[str, str]:
+    """The sha256 of each file that an export wrote, as its mark says."""
+    try:
+        match read_json(folder / MARK):
+            case {"files": dict(files)}:
+                return files
+    except ValueError:
+        pass
+    raise Problem(f"{folder / MARK} is not as an export writes it: take another folder, or delete this one")
