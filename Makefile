@@ -2,6 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PIP := python -m pip install --disable-pip-version-check
+TESTS ?= not long and not slow
 TEST := pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: repro test test-all lint gpu
@@ -13,10 +14,10 @@ repro: .venv/ready
 	    'Keep it: git add -A && git commit -m "Results of this machine"    (what comes next is compared with your last commit)'
 
 test: .venv/tests
-	$(TEST)
+	$(TEST) -m "$(TESTS)"
 
 test-all: .venv/tests
-	$(TEST) -m "slow or not slow"
+	$(TEST) -m ""
 
 lint: .venv/tests
 	ruff check .

@@ -70,9 +70,9 @@ def project(workspace, tmp_path_factory) -> Workspace:
 
 @pytest.mark.parametrize(
     ("name", "items"),
-    [("fetch", ["instructions"]), ("base", [""]), ("format", ["preferences"]), ("sft", [""]), ("dpo", [""]),
-        ("evaluate", ["sft"]),
-     ("refine", ["ipo", "continued"])],
+    [("fetch", ["instructions"]), ("base", [""]), ("format", ["preferences"]), ("sft", [""]),
+     ("evaluate", ["sft"]), pytest.param("dpo", [""], marks=pytest.mark.long),
+     pytest.param("refine", ["ipo", "continued"], marks=pytest.mark.long)],
 )  # fmt: skip
 def test_every_declared_parameter_is_read(project, monkeypatch, name, items):
     """The other half, that none is read undeclared, is enforced while a stage runs: see stage.only. Defaults

@@ -76,6 +76,7 @@ def test_the_step_with_the_least_held_out_loss_is_kept(few):
     assert len(adapters) == 2
 
 
+@pytest.mark.long
 def test_a_run_that_gains_nothing_more_stops_and_goes_on_no_further(few, monkeypatch):
     params = changed(patience=2)
     found, _ = run(params, few, "test-patient")
@@ -108,6 +109,7 @@ class Killed(training.Watch):
     on_train_begin = on_log = on_train_end = lambda *args, **kwargs: None
 
 
+@pytest.mark.long
 def test_a_run_killed_between_a_look_and_its_checkpoint_ends_the_same(few):
     params = changed()
     whole, _ = run(params, few, "test-whole-look", epochs=4)
@@ -121,7 +123,10 @@ def test_a_run_killed_between_a_look_and_its_checkpoint_ends_the_same(few):
         assert Path(file.format("cut")).read_bytes() == Path(file.format("whole")).read_bytes()
 
 
-@pytest.mark.parametrize(("method", "start"), [("dpo", math.log(2)), ("kto", 0.5), ("simpo", None)])
+LONG = [pytest.param(*case, marks=pytest.mark.long) for case in (("kto", 0.5), ("simpo", None))]
+
+
+@pytest.mark.parametrize(("method", "start"), [("dpo", math.log(2)), *LONG])
 def test_preference_runs_look_at_the_loss_of_their_method(inside, monkeypatch, tmp_path, method, start):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     params = read()

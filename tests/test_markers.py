@@ -67,6 +67,7 @@ def test_trained_markers_are_left_alone(workspace):
     assert config["trainable_token_indices"] is None
 
 
+@pytest.mark.long
 def test_untrained_markers_are_noticed_and_their_rows_trained(inside):
     assert json.loads(manifest.MANIFEST.read_text())["untrained"] == MARKERS
     config = json.loads((inside.path / "models/sft/adapter_config.json").read_text())
@@ -77,6 +78,7 @@ def test_untrained_markers_are_noticed_and_their_rows_trained(inside):
     assert (rows - before).norm(dim=1).min() > 0.01
 
 
+@pytest.mark.long
 def test_the_setting_overrules_what_was_found(inside, workspace, monkeypatch):
     params, model = read(), Qwen2ForCausalLM(config(tied=True))
 
@@ -91,6 +93,7 @@ def test_the_setting_overrules_what_was_found(inside, workspace, monkeypatch):
     assert rows("always") == {"embed_tokens": IDS}
 
 
+@pytest.mark.long
 def test_the_preference_stage_starts_at_the_policy_with_its_rows(inside):
     dpo.main()
     facts = json.loads((inside.path / "metrics/train_dpo.json").read_text())

@@ -157,6 +157,7 @@ def test_more_epochs_run_sft_and_what_follows(project):
     project.run("git", "checkout", "-q", ".")
 
 
+@pytest.mark.long
 def test_the_text_policy_runs_format_onward(project):
     ran = stages_run(project.run("dvc", "exp", "run", "-S", "text.tashkeel=strip").stdout)
     assert {"format@instructions", "format@preferences"} <= ran

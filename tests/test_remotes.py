@@ -84,6 +84,7 @@ def test_a_clone_is_checked_without_a_download(project, tmp_path):
     assert not (fresh.path / "data/raw/instructions").exists()
 
 
+@pytest.mark.long
 def test_results_on_s3(project, tmp_path):
     project.run("dvc", "push", "-r", "s3")
     fresh = clone(project, tmp_path / "fresh")

@@ -87,6 +87,7 @@ def finish(project: Workspace, stage: str) -> None:
 SLOW = [pytest.param("dpo", quantization, marks=pytest.mark.slow) for quantization in ("none", "nf4")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("stage", "quantization"), [("sft", "none"), *SLOW])
 def test_a_run_killed_again_and_again_ends_in_the_same_bytes(project, stage, quantization):
     if quantization == "nf4":
@@ -159,6 +160,7 @@ def test_dvc_goes_on_after_a_kill_and_a_person_can_interrupt(project, tmp_path):
     assert (project.path / "models/sft/adapter_model.safetensors").exists()
 
 
+@pytest.mark.long
 def test_a_full_disk_costs_no_more_than_a_checkpoint(project):
     if os.name != "posix" or os.geteuid() != 0:
         pytest.skip("only root can mount a small disk")
@@ -206,6 +208,7 @@ def test_a_kill_after_the_last_step_costs_nothing(inside, monkeypatch):
     }
 
 
+@pytest.mark.long
 def test_two_processes_do_not_train_the_same_run_at_once(project):
     first, second = start(project, "sft"), start(project, "sft")
     first.join()

@@ -11,7 +11,6 @@ from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoTokenizer,
-    BitsAndBytesConfig,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -25,7 +24,9 @@ from transformers import (
 
 from stages.builtin import skills
 from stages.model import scoring
+from stages.model.modeling import load_base
 from stages.settings.errors import Problem
+from stages.settings.params import Weights
 from tests.conftest import ROOT
 
 LONGEST = 256
@@ -132,12 +133,7 @@ def test_an_adapter_is_part_of_the_model(tokenizer, questions):
 
 def test_four_bit_weights_score_alike_in_any_batch(tokenizer, questions, tmp_path):
     model("qwen3").save_pretrained(tmp_path)
-    quantised = Qwen3ForCausalLM.from_pretrained(
-        tmp_path,
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
-        ),
-    ).eval()
+    quantised = load_base(Weights(path=str(tmp_path), dtype="float32", quantization="nf4"), tmp_path).eval()
     together = logps(scoring.choices(quantised, tokenizer, questions[::10], ""))
     alone = [
         value

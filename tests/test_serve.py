@@ -303,6 +303,7 @@ def started(folder: Path, *arguments: str):
         process.stdout.close()
 
 
+@pytest.mark.long
 def test_command_serves_what_was_trained_to_the_client(workspace):
     with started(workspace.path) as url:
         api = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)

@@ -29,7 +29,8 @@ from stages.training.looks import ROWS
 from tests.conftest import ROOT
 
 PREFERENCE = [name for name, method in METHODS.items() if method.trainer != "sft"]
-OFTEN = ("dpo", "ipo", "kto", "cpo", "orpo", "dno")  # every kind of trainer, and of batch
+OFTEN = {"dpo": [], "kto": []}  # and every kind of trainer, and of batch:
+OFTEN |= dict.fromkeys(("ipo", "cpo", "orpo", "dno"), pytest.mark.long)
 START_KNOWN = [name for name in PREFERENCE if METHODS[name].start]
 
 
@@ -120,7 +121,7 @@ def test_the_pad_token_is_not_the_stop_token(inside):
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow) for name in PREFERENCE]
+    "method", [pytest.param(name, marks=OFTEN.get(name, pytest.mark.slow)) for name in PREFERENCE]
 )
 def test_training_starts_at_the_known_loss_and_raises_its_margin(inside, method):
     params = read()
@@ -172,6 +173,7 @@ def test_the_reference_is_the_sft_policy_and_not_the_base(inside):
     assert rows["ref_chosen_logps"] != pytest.approx(logps(rows, None), abs=1e-1)
 
 
+@pytest.mark.long
 def test_the_reference_is_computed_once_for_all_methods_and_never_stale(inside, monkeypatch, tmp_path):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     asked, scored = [], reference.scored
@@ -436,6 +438,7 @@ def test_adapters_are_trained_in_fp32_from_exactly_what_was_saved(inside, quanti
     assert all((p != before[name]).float().mean() > 0.9 for name, p in adapters.items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "values",
     [{"rslora": True}, {"dora": True}, {"targets": ["q_proj", "v_proj"]}, {"r": 4, "dropout": 0.1}],
@@ -479,6 +482,7 @@ def test_every_optimizer_learns(inside, optimizer):
     assert (torch.uint8 in states) == ("8bit" in optimizer)
 
 
+@pytest.mark.long
 def test_a_whole_model_is_trained_where_lora_is_null(inside):
     """No adapter anywhere, and still no second model as the reference."""
     params = changed(read(), "sft", lora=None)
@@ -516,6 +520,7 @@ def test_an_adapter_is_refused_on_another_base(inside, monkeypatch, tmp_path):
         modeling.load_checkpoint(weights, Path("models/sft"))
 
 
+@pytest.mark.long
 def test_an_adapter_is_refused_on_another_chain(inside):
     params = read()
     before = other_adapter()
