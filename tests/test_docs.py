@@ -172,6 +172,7 @@ def answer(project: Workspace, checkpoint: str, won: int) -> None:
     write(project.path / f"data/predictions/{checkpoint}.parquet", items)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", listed())
 def test_a_command_runs_as_it_stands(project, command):
     project.run("bash", "-c", f"exec < /dev/null\nset -e\n{command}")

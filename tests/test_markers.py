@@ -102,6 +102,7 @@ def test_the_preference_stage_starts_at_the_policy_with_its_rows(inside):
     assert not torch.equal(first, last)
 
 
+@pytest.mark.long
 def test_trls_own_loss_trains_the_rows_as_ours_does(inside):
     """Ours is for a CPU; on a GPU it is TRL's, whose LM head sees the rows as constants."""
     params = read()
@@ -199,6 +200,7 @@ def test_rows_beside_an_adapter_are_in_the_memory_plan(monkeypatch, tmp_path):
     assert 0 < more - plain < 2 * 151936 * 2048 / memory.GB  # less than a 16-bit copy of the table
 
 
+@pytest.mark.long
 def test_a_vocabulary_without_the_markers_is_refused_with_the_template_that_needs_none(inside, monkeypatch):
     from stages import base
 

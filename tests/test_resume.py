@@ -275,6 +275,7 @@ def edited(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
+@pytest.mark.long
 def test_an_edit_while_it_trains_loses_nothing(project):
     """Of a param it reads: the training is kept and recorded once the edit is undone, in seconds, in the same
     bytes. What the stage does not read may be wrong all the while.
