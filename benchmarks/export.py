@@ -1,6 +1,7 @@
 """Merging an adapter into its base, and writing GGUF files, in one run on the same weights.
 
     python -m benchmarks.export [--size 0.6b] [--quantization none|nf4] [--gguf q4_k_m] [--json FILE]
+    python -m benchmarks.export --rounding exports/dpo
 
     peft   what PEFT's documentation shows: the base loaded whole, the adapter on it, merge_and_unload,
            save_pretrained
@@ -10,6 +11,10 @@
 The base has random weights in bfloat16 (speed does not depend on their values) in shards of about 4 GB, the
 adapter rank 16 on all linear layers. Every variant runs in a process of its own; its peak is that of resident
 memory, pages of mapped files included. From a 4-bit base peft merges what `dequantize()` makes of it.
+
+With `--rounding` it is asked what rounding costs a finished export, with an importance matrix and without:
+the nats per token by which the next tokens of the rounded model diverge from those of the unrounded one, on
+held-out rows.
 """
 
 import argparse
@@ -18,12 +23,21 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyarrow import parquet
 
 from benchmarks.train import alone
 from stages.settings.errors import one_line_errors
 from stages.settings.files import write_json
 from stages.settings.params import Weights
 from stages.settings.stage import quiet
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from tools.export.importance import Importance
 
 SIZES = {
     "tiny": {
@@ -58,6 +72,7 @@ SIZES = {
 VOCABULARY = {"tiny": 4096}  # others Qwen's
 SHARD = 4e9  # bytes
 MODULES = ["peft", "transformers", "tools.export.merge", "tools.export.gguf_file"]
+HELD_OUT, TEXTS = Path("data/formatted/instructions/validation.parquet"), 48
 BASE, ADAPTER, PEFT, MERGED = Path("base"), Path("adapter"), Path("by-peft"), Path("merged")
 
 
@@ -71,8 +86,11 @@ def main() -> None:
     )
     parser.add_argument("--gguf", default="q4_k_m", choices=["f16", "q8_0", "q4_k_m"])
     parser.add_argument("--json", type=Path, metavar="FILE", help="the numbers for programs")
+    parser.add_argument("--rounding", type=Path, metavar="EXPORT", help="what rounding costs it, and no more")
     asked = parser.parse_args()
     quiet()
+    if asked.rounding:
+        return rounding(asked.rounding)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found = {"options": {"size": asked.size, "quantization": asked.quantization}}
@@ -186,6 +204,46 @@ def gguf(kind: str) -> dict:
     start = time.perf_counter()
     gguf_file.write(MERGED, Path("model.gguf"), kind)
     return measured(start)
+
+
+def rounding(export: Path) -> None:
+    from tools.export import checks, importance
+
+    model, _ = checks.load(export)
+    rows = parquet.read_table(HELD_OUT, columns=["input_ids"])["input_ids"].to_pylist()
+    rows = rows[:: -(-len(rows) // TEXTS)]
+    expected, matrix = predictions(model, rows), importance.measure(export)
+    print(f"{export}, {len(rows)} held-out rows; the matrix of {matrix.rows} training rows; nats per token")
+    for kind in importance.KINDS:
+        found = [divergence(expected, rounded(export, kind, one), rows) for one in (None, matrix)]
+        print(f"  {kind:8} {found[0]:8.4f} without, {found[1]:8.4f} with")
+
+
+def rounded(export: Path, kind: str, matrix: "Importance | None") -> "PreTrainedModel":
+    """What a GGUF file of this kind stands for."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tools.export import gguf_file
+
+    with tempfile.TemporaryDirectory() as name:
+        gguf_file.write(export, Path(name) / "model.gguf", kind, matrix)
+        return AutoModelForCausalLM.from_pretrained(name, gguf_file="model.gguf", dtype=torch.float32).eval()
+
+
+def predictions(model: "PreTrainedModel", rows: list[list[int]]) -> "list[torch.Tensor]":
+    """Log-probabilities of every next token: float (tokens, vocabulary) of each row."""
+    import torch
+
+    with torch.inference_mode():
+        return [model(input_ids=torch.tensor([row])).logits[0].float().log_softmax(-1) for row in rows]
+
+
+def divergence(expected: "list[torch.Tensor]", model: "PreTrainedModel", rows: list[list[int]]) -> float:
+    """Mean KL(unrounded ‖ rounded) of a token, in nats."""
+    found = predictions(model, rows)
+    total = sum((one.exp() * (one - other)).sum().item() for one, other in zip(expected, found))
+    return total / sum(map(len, rows))
 
 
 def measured(start: float) -> dict:

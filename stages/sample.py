@@ -217,11 +217,16 @@ def voted(rows: list[dict], settings: Sample, checkpoint: str) -> tuple[list[dic
     """Each answer by itself, good from a score of `sample.good` on, else bad: a single vote, as KTO learns
     from. And why answers gave none.
     """
-    votes, lost = [], Counter()
+    votes, lost, given = [], Counter(), set()
     for row in rows:
+        answer = row["prompt_id"], row["answer"]
         if row["score"] is None:
             lost["answers without a verdict"] += 1
             continue
+        if answer in given:  # half of them and more, where a model is sure
+            lost["answers given before to the same prompt"] += 1
+            continue
+        given.add(answer)
         good = row["score"] >= settings.good
         sides = (turn(row["answer"]), []) if good else ([], turn(row["answer"]))
         votes.append(preference(row, *sides, len(votes), checkpoint))

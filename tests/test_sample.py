@@ -151,12 +151,13 @@ def test_the_best_answer_stands_against_the_worst():
 
 def test_an_answer_alone_is_good_or_bad():
     rows = [row("أ", str(number), score) for number, score in enumerate((1.0, 0.99, None, 1.0))]
+    rows += [row("أ", "0", 1.0), row("ب", "0", 1.0)]  # said again, and said to another prompt
     votes, lost = sample.voted(rows, read().sample, "sft")
     assert [(len(one["chosen"]), len(one["rejected"]), one["id"]) for one in votes] == [
-        (1, 0, "sampled-sft:0"), (0, 1, "sampled-sft:1"), (1, 0, "sampled-sft:2")
+        (1, 0, "sampled-sft:0"), (0, 1, "sampled-sft:1"), (1, 0, "sampled-sft:2"), (1, 0, "sampled-sft:3")
     ]  # fmt: skip
     assert votes[1]["rejected"] == [{"role": "assistant", "content": "1"}]
-    assert lost == {"answers without a verdict": 1}
+    assert lost == {"answers without a verdict": 1, "answers given before to the same prompt": 1}
 
 
 @pytest.mark.parametrize(
@@ -260,8 +261,8 @@ def test_people_can_score_what_was_sampled_and_nothing_is_asked_again(sampled, t
     project.set({"sample.judge": {"kind": "reference"}, "sample.keep": "votes"})
     project.run(sys.executable, "-m", "stages.sample", "sft")
     votes = table(project, "data/raw/sampled-sft/sampled.parquet")
-    scores = [one["score"] for one in answers if one["score"] is not None]
-    assert [bool(one["chosen"]) for one in votes] == [score >= 1 for score in scores]
+    scores = {(one["prompt"], one["answer"]): one["score"] for one in answers if one["score"] is not None}
+    assert [bool(one["chosen"]) for one in votes] == [score >= 1 for score in scores.values()]
     assert all(bool(one["chosen"]) != bool(one["rejected"]) for one in votes)
     project.run(sys.executable, "-m", "stages.format", "sampled-sft")
     assert 0 < len(table(project, "data/formatted/sampled-sft/train.parquet")) <= len(votes)
