@@ -21,16 +21,34 @@ ASKS_FOR_OTHER = re.compile(
     r"|كود|شفرة|شيفرة|برمج|بايثون|جافا|دالة|استعلام|translat|arabic|python|html|sql|code",
     re.IGNORECASE,
 )
+ASKS_FOR_ARABIC = re.compile(r"\b(?:arabic|arabe|arabizi|darija)\b", re.IGNORECASE)  # in another language
 # Words without which nobody writes a sentence; names and terms alone are in no language.
 PROSE = re.compile(
     r"\b(?:the|an|is|are|was|of|and|to|in|on|for|it|i|you|we|he|they|this|that|with|not|do|le|la|les|des|du|et|est|un|une"
     r"|en|que|pour|je|der|die|das|und|ist|el|los|de|y|por)\b",
     re.IGNORECASE,
 )
-# Arabic in Latin letters: digits stand for letters that these have not, as in 3la and ma7abba.
-ARABIZI = re.compile(r"\b(?=\w*[A-Za-z])(?:[A-Za-z']+[235789]|[2379](?=[A-Za-z]{2}))[A-Za-z235789']*\b")
+# Arabic in Latin letters: digits stand for letters that these have not, as in 3la and ma7abba. Without
+# any, it is known by frequent words that its neighbours have not, verbs between ma and ch, and laughter.
+ARABIZI_WORDS = set(
+    (
+        "ya fi fih fiha fik fel fil bih biha bik bel bil lih liha lik liya lina lia lel mel wel mn ana "
+        "enti inti nti nta enta houwa howa hiya hna ahna ehna houma homa ntouma rani rak rah raho rahou "
+        "rana kont kount kunt knt kol koul kolchi koulchi hada hadi hadha hadchi hadak hadik hado chi "
+        "chay haja kima wach wech chkoun chkon chnowa chnou chno achno kifach kifech kif kifak keef wayn "
+        "feen imta leh lesh eih elli eli illi ghir ghadi baghi bghit dyal dyali dyalk dyalkom bach bech "
+        "bch barcha bzaf bezaf bzf yesser ktir kteer machi mouch moch mch msh mish mala malla bla bela "
+        "wala wela wla ola walo walou hta daba lyoma dima mazal bsah khouya khoya sahbi zwin zwina mlih "
+        "mliha keda kda shu shou yalla rabi rabbi alah lah hamdoulah hamdulillah wallah walah wallahi "
+        "wellah wlh nchalah nchallah inchalah inchallah rebi elah enchalah nachallah machallah ani kayen "
+        "kayn bessah salem alikoum"
+    ).split()
+)
+ARABIZI = re.compile(
+    r"\b(?:(?=\w*[A-Za-z])(?:[A-Za-z']+[235789]|[2379](?=[A-Za-z]{2}))[A-Za-z235789']*|ma\w{2,}[cs]h|h{3,})\b"
+)
+WORDS = re.compile(r"\w+")
 MATERIAL = 3  # Latin words in an Arabic question that the answer is about
-ANSWER = 20  # letters of an answer whose language counts alone
 
 
 def share(asked: str, answered: str) -> float:
@@ -46,16 +64,20 @@ def spoken(text: str) -> str:
 def is_arabic(asked: str, answered: str, least: float) -> bool:
     """Whether a row too few of whose letters are Arabic is for Arabic still.
 
-    Its answer alone may be Arabic (a translation into it), or its question, where that asks for another
-    language, brings material in it, or is answered by names.
+    Its answer alone may be Arabic (a translation into it, which copies names and terms), or its question,
+    where that asks for another language, brings material in it, or is answered by names.
     """
     asked, answered = spoken(asked), spoken(answered)
-    if is_arabizi(f"{asked} {answered}"):
+    if is_arabizi(asked, answered):
         return True
-    answer_is_arabic, asks = arabic_share(answered) >= least, bool(ASKS_FOR_OTHER.search(asked))
-    letters = sum(map(len, LETTERS.findall(answered)))
+    copied = set(latin_words(asked))
+    own = [word for word in LETTERS.findall(answered) if word not in copied]
+    if own and ASKS_FOR_ARABIC.search(asked) and (in_arabizi(answered) or not is_prose(answered)):
+        return True
+    letters = sum(map(len, own))
+    answer_is_arabic, asks = arabic_share(" ".join(own)) >= least, bool(ASKS_FOR_OTHER.search(asked))
     arabic_words = len(WORD.findall(asked)) - len(foreign_words(asked))
-    if answer_is_arabic and (letters >= ANSWER or (letters and (asks or arabic_words))):
+    if answer_is_arabic and (letters > 1 or (letters and (asks or arabic_words))):
         return True
     if arabic_words < 2:
         return False
@@ -70,9 +92,16 @@ def is_prose(text: str) -> bool:
     return others > 0 or len(PROSE.findall(text)) > 0.05 * len(latin)
 
 
-def is_arabizi(text: str) -> bool:
-    found = ARABIZI.findall(text)
-    return len(found) > 1 and len(found) > 0.1 * len(latin_words(text))
+def is_arabizi(*texts: str) -> bool:
+    """Whether one of the texts, or all together, are in Arabizi."""
+    counts = [(in_arabizi(text), len(latin_words(text))) for text in texts]
+    together = [sum(count) for count in zip(*counts)]
+    return any(found > 1 and found > 0.1 * latin for found, latin in [*counts, together])
+
+
+def in_arabizi(text: str) -> int:
+    """How many words of a text are in Arabizi, for certain."""
+    return len(ARABIZI.findall(text)) + sum(word in ARABIZI_WORDS for word in WORDS.findall(text.lower()))
 
 
 def latin_words(text: str) -> list[str]:
