@@ -354,6 +354,8 @@ VAGUE, CHOICES = "أي العبارات الآتية صحيح؟", ["بغداد �
     + [
         f"{VAGUE} أ- {CHOICES[0]} ب- {CHOICES[1]} ج- {CHOICES[2]}",
         f"{VAGUE} ({'، '.join(CHOICES)})",
+        "\n".join([VAGUE, *CHOICES[::-1]]),
+        f"{VAGUE} أ- {CHOICES[1]} ب- {CHOICES[2]} ج- {CHOICES[0]}",
         "\n".join(["اختر:", VAGUE, *(f"ب. {choice}" for choice in CHOICES)]),
     ],
 )
@@ -371,15 +373,16 @@ def test_a_copied_exam_question_is_found_though_its_choices_stand_before_the_ans
     assert guard.find_listed([other, VAGUE]) == {}
 
 
-def test_a_brief_question_is_found_with_its_choices_on_one_line(tmp_path):
+@pytest.mark.parametrize("extent", ["", " كله غدا"])
+def test_a_brief_question_is_found_with_its_choices_on_one_line(tmp_path, extent):
     """Nearly every run of its words must be there, and the one up to the end of its line is not."""
-    brief = "متى سيتحرك منحنى الطلب على العمال إلى اليمين؟"
+    brief = f"متى سيتحرك منحنى الطلب على العمال إلى اليمين{extent}؟"
     rows = [
         layouts.question(brief, CHOICES, 0) | {"id": "0", "source": "exam", "split": "test", "fault": None}
     ]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "exam.parquet")
-    guard = leaks.Guard(leaks.build(tmp_path, 0.7))
-    printed = f"{brief} أ) {CHOICES[0]} ب) {CHOICES[1]} ج) {CHOICES[2]}"
+    guard = leaks.Guard(leaks.build(tmp_path, 0.8))
+    printed = f"{brief} أ) {CHOICES[1]} ب) {CHOICES[0]} ج) {CHOICES[2]}"
     assert guard.find_listed([printed, printed.replace("منحنى الطلب", "خط العرض")]) == {0: "exam\t0"}
 
 

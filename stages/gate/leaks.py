@@ -4,14 +4,15 @@ Words are compared without tashkeel, punctuation and spelling variants. A questi
 found by the share of its SPAN-word runs that a row contains, a shorter one as a whole, up to the end of a
 line (else "write the number 900" would be found in "write the number 900 and 8"). A question that says little
 by itself (very short, or asked of several items, as "which of these is right?") counts together with its
-right answer. Such a one and every BRIEF one are also found with the choices, which stand between question and
-answer, or on the question's line, where an exam was copied.
+right answer. Such a one and every BRIEF one are also found with the choices, in any order, which stand
+between question and answer, or on the question's line, where an exam was copied.
 """
 
 import math
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,8 @@ LABEL = re.compile(
     r"(?m)(?:^|(?<=\s))[(\[]?(?:[A-Fa-f]|[أابجده]ـ?|[1-6١-٦])\s?[.)\]:–-](?=\s|\w)|^\s*[-–*•]\s"
 )
 LISTED = 6  # words at least of a question and its choices together
-BRIEF = (
-    SPAN + 2
-)  # words: of a shorter question nearly every run must be found, the one up to its line end, too
+# words: of a shorter question nearly every run must be found, the one up to its line end, too
+BRIEF = SPAN + 3
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Index:
     """What every item is found by."""
 
     asked: Runs  # the question, with its right answer where it says little by itself
-    listed: Runs  # of those that say little or are brief: the question and its choices, as exams print them
+    listed: Runs  # of those that say little or are brief: the question and its choices, in any order
     items: dict[str, int]  # a benchmark's items
     unchecked: dict[str, int]  # those too short to be told from chance
 
@@ -80,14 +80,19 @@ def build(folder: Path, overlap: float) -> Index:
         items[path.stem] = len(rows)
         for row, text in zip(rows, item_words(rows)):
             name = f"{path.stem}\t{row['id']}"
-            choices = without_labels("\n".join([row["question"], *(row["choices"] or [])]))
-            if (text != words(row["question"]) or spoken(text) < BRIEF) and len(choices) >= LISTED:
-                listed.append((name, choices))
+            if text != words(row["question"]) or spoken(text) < BRIEF:
+                listed += [(name, printed) for printed in printings(row) if len(printed) >= LISTED]
             if spoken(text) >= SHORTEST:
                 asked.append((name, text))
             else:
                 unchecked[path.stem] += 1
     return Index(Runs.of(asked, overlap), Runs.of(listed, overlap), items, dict(unchecked))
+
+
+def printings(row: dict) -> list[list[str]]:
+    """The words of a question with its choices, and with the beginning of each, which may stand first."""
+    asked, *choices = map(without_labels, [row["question"], *(row["choices"] or [])])
+    return [[*asked, *chain.from_iterable(choices)], *(asked + choice[:SPAN] for choice in choices)]
 
 
 def without_labels(text: str) -> list[str]:
