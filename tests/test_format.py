@@ -498,6 +498,10 @@ ANSWER = " ".join(f"جواب{i}" for i in range(40))
         (PASSAGE, PASSAGE, ["س ≥ 5"], ["س ≤ 5"], False),
         (f"{PASSAGE}\nمن؟", f"{PASSAGE}\nأين؟", ["القاهرة"], ["القاهرة"], False),  # another question
         (f"{PASSAGE} من؟", f"{PASSAGE} أين؟", ["القاهرة"], ["القاهرة"], False),
+        (f"{PASSAGE} من الكاتب؟", f"{PASSAGE} متى كتب؟", [ANSWER], [ANSWER], False),
+        (f"{PASSAGE} من الكاتب؟", f"{PASSAGE} من الكاتب إذن؟", [ANSWER], [ANSWER], True),
+        (f"{PASSAGE} من الكاتب؟", f"{CHANGED} من الكاتب؟", [ANSWER], [ANSWER], True),
+        (PASSAGE, f"أجب:\n{PASSAGE}", [ANSWER], [ANSWER], True),
         ("اشرح", "اشرح؟", [ANSWER], [ANSWER + " أيضا"], True),
         ("ما الزكاة؟", "ما الصيام؟", [ANSWER], [ANSWER + " أيضا"], False),
         (PASSAGE, PASSAGE, [ANSWER], [ANSWER.replace("جواب", "رد")], False),  # another answer

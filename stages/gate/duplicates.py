@@ -125,19 +125,26 @@ class Exchange:
 def are_near(one: Exchange, other: Exchange, threshold: float) -> bool:
     """Whether two rows whose words are nearly the same say nearly the same.
 
-    Their questions and their answers must: short ones are the same, long ones near. Where all answers are
-    short, what only one of two questions has (beside a passage that both are about) must be long and near.
+    Their questions and their answers must: short ones are the same, long ones near. What only one of two
+    questions has, beside a passage that both are about, is no other question; and where all answers are
+    short, it is long and near.
     """
     for a, b in zip(one.answers, other.answers, strict=True):
         if arabic.exact_words(a) != arabic.exact_words(b) and not near_texts(a, b, threshold):
             return False
     if arabic.words(one.asked) == arabic.words(other.asked):
         return True
-    if not all_short([arabic.words(answer) for answer in one.answers]):
-        return near_texts(one.asked, other.asked, threshold)
     a, b = sentences(one.asked), sentences(other.asked)
     own, others = (" ".join(s for s in a if s not in b), " ".join(s for s in b if s not in a))
-    return near_texts(own, others, threshold)
+    if all_short([arabic.words(answer) for answer in one.answers]):
+        return near_texts(own, others, threshold)
+    return near_texts(one.asked, other.asked, threshold) and not ask_otherwise(own, others)
+
+
+def ask_otherwise(one: str, other: str) -> bool:
+    """Whether two sentences, none of them empty, have less than half the words of the shorter in common."""
+    a, b = ({*arabic.words(text)} - {arabic.LINE_END} for text in (one, other))
+    return 2 * len(a & b) < min(len(a), len(b))
 
 
 def all_short(texts: list[list[str]]) -> bool:
