@@ -423,10 +423,12 @@ def misread(text, encoding):
             for name in ("cp1256", "cp1252")
         ),
         ("قال: " + misread("السلام عليكم", "cp1256"), "قال: السلام عليكم"),
+        (misread("قريت à l'école", "cp1252"), "قريت à l'école"),
+        (misread("chrit télé jdida", "cp1252"), "chrit télé jdida"),
         ("قال &quot;نعم&quot; &amp; &#1604;&#1575;", 'قال "نعم" & لا'),
         *(
             (text, text)
-            for text in ("في HTML تكتب &quot;", "`&amp;`", "س &lt; ص", "نفط، غاز", "عکس خوبی", "AT&T;")
+            for text in ("في HTML تكتب &quot;", "`&amp;`", "س &lt; ص", "نفط، غاز", "عکس خوبی", "AT&T;", "SÃO")
         ),
     ],
 )

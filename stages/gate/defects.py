@@ -35,6 +35,7 @@ class Misread:
         unit = f"(?:{letter}|{mark})"
         self.certain = re.compile(f"(?:{letter}){{3}}")
         self.run = re.compile(f"{unit}(?:[\\x00-\\x7f]*{unit})*")
+        self.accented = re.compile(f"{signs[0xC3]}{second}")  # é, à …
 
     @staticmethod
     def sign(byte: int, encoding: str) -> str:
@@ -48,12 +49,13 @@ class Misread:
 
 
 MISREAD = [Misread(encoding) for encoding in ("cp1256", "cp1252")]
+WESTERN = MISREAD[-1]  # in which French among Arabic is misread as well: Ã© for é
 
 
 def decoded(text: str) -> str:
     for misread in MISREAD:
         text = misread.repair(text)
-    return text
+    return WESTERN.accented.sub(WESTERN.decoded, text) if "Ã" in text else text
 
 
 ENTITY = re.compile(r"&(?:#\d{2,6}|#[xX][0-9a-fA-F]{2,5}|(?!lt|gt)[a-zA-Z]{2,8}\d{0,2});")
