@@ -224,6 +224,8 @@ SYSTEM = "You are a helpful doctor who answers the questions of patients in Arab
         ("What is 7 plus 5?", "12", False),
         ("Which letter is the first one here?", "أ", False),
         ("Men who win the match go on to wash", "They march home and have had a bath", False),
+        ("Rangi ya nyumba ya mwalimu ni ipi?", "Mwalimu ana nyumba ya rangi ya kijani", False),
+        ("Ina yaron ya tafi?", "Yaron ya tafi gida, ya ci abinci, ya sha ruwa", False),
         ("فرانس کا دارالحکومت کیا ہے؟", "فرانس کا دارالحکومت پیرس ہے۔", False),
         ("پایتخت ایران کجاست؟", "تهران پایتخت ایران است", False),
     ],

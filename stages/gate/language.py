@@ -3,6 +3,7 @@ language.
 """
 
 import re
+from itertools import chain
 
 from stages.text.arabic import LETTERS, arabic_share
 from stages.text.letters import WORD, foreign_words
@@ -29,18 +30,19 @@ PROSE = re.compile(
     re.IGNORECASE,
 )
 # Arabic in Latin letters: digits stand for letters that these have not, as in 3la and ma7abba. Without
-# any, it is known by frequent words that its neighbours have not, verbs between ma and ch, and laughter.
+# any, it is known by frequent words that few others write (not by ya and ana, which Swahili has), verbs
+# between ma and ch, and laughter.
 ARABIZI_WORDS = set(
     (
-        "ya fi fih fiha fik fel fil bih biha bik bel bil lih liha lik liya lina lia lel mel wel mn ana "
-        "enti inti nti nta enta houwa howa hiya hna ahna ehna houma homa ntouma rani rak rah raho rahou "
-        "rana kont kount kunt knt kol koul kolchi koulchi hada hadi hadha hadchi hadak hadik hado chi "
-        "chay haja kima wach wech chkoun chkon chnowa chnou chno achno kifach kifech kif kifak keef wayn "
-        "feen imta leh lesh eih elli eli illi ghir ghadi baghi bghit dyal dyali dyalk dyalkom bach bech "
+        "fih fiha fik fel fil bih biha bik bel bil lih liha lik liya lina lia lel mel wel mn "
+        "enti inti enta houwa howa hiya hna ahna ehna houma homa ntouma rani rak rah raho rahou "
+        "rana kont kount kunt knt kol koul kolchi koulchi hada hadi hadha hadchi hadak hadik hado "
+        "haja kima wach wech chkoun chkon chnowa chnou chno achno kifach kifech kif kifak keef wayn "
+        "feen imta lesh eih elli eli illi ghir ghadi baghi bghit dyal dyali dyalk dyalkom bach bech "
         "bch barcha bzaf bezaf bzf yesser ktir kteer machi mouch moch mch msh mish mala malla bla bela "
-        "wala wela wla ola walo walou hta daba lyoma dima mazal bsah khouya khoya sahbi zwin zwina mlih "
+        "wela wla ola walo walou hta daba lyoma dima mazal bsah khouya khoya sahbi zwin zwina mlih "
         "mliha keda kda shu shou yalla rabi rabbi alah lah hamdoulah hamdulillah wallah walah wallahi "
-        "wellah wlh nchalah nchallah inchalah inchallah rebi elah enchalah nachallah machallah ani kayen "
+        "wellah wlh nchalah nchallah inchalah inchallah rebi elah enchalah nachallah machallah kayen "
         "kayn bessah salem alikoum"
     ).split()
 )
@@ -93,15 +95,18 @@ def is_prose(text: str) -> bool:
 
 
 def is_arabizi(*texts: str) -> bool:
-    """Whether one of the texts, or all together, are in Arabizi."""
-    counts = [(in_arabizi(text), len(latin_words(text))) for text in texts]
-    together = [sum(count) for count in zip(*counts)]
-    return any(found > 1 and found > 0.1 * latin for found, latin in [*counts, together])
+    """Whether one of the texts, or all together, are in Arabizi: more than one of its words, and more than a
+    tenth of all.
+    """
+    found, latin = [in_arabizi(text) for text in texts], [len(latin_words(text)) for text in texts]
+    wholes = [*zip(found, latin), (list(chain.from_iterable(found)), sum(latin))]
+    return any(len(set(words)) > 1 and len(words) > 0.1 * count for words, count in wholes)
 
 
-def in_arabizi(text: str) -> int:
-    """How many words of a text are in Arabizi, for certain."""
-    return len(ARABIZI.findall(text)) + sum(word in ARABIZI_WORDS for word in WORDS.findall(text.lower()))
+def in_arabizi(text: str) -> list[str]:
+    """The words of a text that are in Arabizi, for certain."""
+    text = text.lower()
+    return ARABIZI.findall(text) + [word for word in WORDS.findall(text) if word in ARABIZI_WORDS]
 
 
 def latin_words(text: str) -> list[str]:
