@@ -228,6 +228,8 @@ SYSTEM = "You are a helpful doctor who answers the questions of patients in Arab
         ("Ina yaron ya tafi?", "Yaron ya tafi gida, ya ci abinci, ya sha ruwa", False),
         ("فرانس کا دارالحکومت کیا ہے؟", "فرانس کا دارالحکومت پیرس ہے۔", False),
         ("پایتخت ایران کجاست؟", "تهران پایتخت ایران است", False),
+        ("این خانه از آن کیست؟", "خانه مال پدر من است", False),  # without its letters
+        ("این خانه از آن کیست؟", "لمن هذا البيت؟", True),
     ],
 )
 def test_the_language_of_a_row_is_that_of_its_question_and_answer(examine, asked, answer, kept):

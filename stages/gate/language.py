@@ -6,7 +6,7 @@ import re
 from itertools import chain
 
 from stages.text.arabic import LETTERS, arabic_share
-from stages.text.letters import WORD, foreign_words
+from stages.text.letters import WORD, foreign_words, is_foreign
 
 # Code, calls of tools, addresses, mentions, formulas, markup, and the names of variables.
 NO_LANGUAGE = re.compile(
@@ -50,6 +50,7 @@ ARABIZI = re.compile(
     r"\b(?:(?=\w*[A-Za-z])(?:[A-Za-z']+[235789]|[2379](?=[A-Za-z]{2}))[A-Za-z235789']*|ma\w{2,}[cs]h|h{3,})\b"
 )
 WORDS = re.compile(r"\w+")
+ONLY_ARABIC = re.compile("[ةأإ]|(?<![\\w\u200c])ال")  # which Persian and Urdu hardly write
 MATERIAL = 3  # Latin words in an Arabic question that the answer is about
 
 
@@ -73,11 +74,13 @@ def is_arabic(asked: str, answered: str, least: float) -> bool:
     if is_arabizi(asked, answered):
         return True
     copied = set(latin_words(asked))
-    own = [word for word in LETTERS.findall(answered) if word not in copied]
-    if own and ASKS_FOR_ARABIC.search(asked) and (in_arabizi(answered) or not is_prose(answered)):
+    own = LETTERS.sub(lambda word: "" if word[0] in copied else word[0], answered)
+    letters = sum(map(len, LETTERS.findall(own)))
+    if letters and ASKS_FOR_ARABIC.search(asked) and (in_arabizi(answered) or not is_prose(answered)):
         return True
-    letters = sum(map(len, own))
-    answer_is_arabic, asks = arabic_share(" ".join(own)) >= least, bool(ASKS_FOR_OTHER.search(asked))
+    answer_is_arabic, asks = arabic_share(own) >= least, bool(ASKS_FOR_OTHER.search(asked))
+    if is_foreign(asked) and not ONLY_ARABIC.search(own):  # Persian, and so, likely, is its answer
+        answer_is_arabic = False
     arabic_words = len(WORD.findall(asked)) - len(foreign_words(asked))
     if answer_is_arabic and (letters > 1 or (letters and (asks or arabic_words))):
         return True
