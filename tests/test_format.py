@@ -221,6 +221,8 @@ SYSTEM = "You are a helpful doctor who answers the questions of patients in Arab
         ("Training of Transformer and Mamba models", "تدريب نماذج Transformer وMamba", True),
         ("Say in Arabic: the boy drank", "chrab lwld", True),
         ("Say in Arabic: the boy drank", "the boy drank", False),
+        ("Say in Arabic: the boy drank", "I cannot translate this for you", False),
+        ("Traduis en arabe algérien : la vérité est dans la ville", "Rahi la vérité fe la ville", True),
         ("What is 7 plus 5?", "12", False),
         ("Which letter is the first one here?", "أ", False),
         ("Men who win the match go on to wash", "They march home and have had a bath", False),

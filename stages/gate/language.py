@@ -76,7 +76,7 @@ def is_arabic(asked: str, answered: str, least: float) -> bool:
     copied = set(latin_words(asked))
     own = LETTERS.sub(lambda word: "" if word[0] in copied else word[0], answered)
     letters = sum(map(len, LETTERS.findall(own)))
-    if letters and ASKS_FOR_ARABIC.search(asked) and (in_arabizi(answered) or not is_prose(answered)):
+    if letters and ASKS_FOR_ARABIC.search(asked) and (in_arabizi(answered) or not is_prose(own, 0.25)):
         return True
     answer_is_arabic, asks = arabic_share(own) >= least, bool(ASKS_FOR_OTHER.search(asked))
     if is_foreign(asked) and not ONLY_ARABIC.search(own):  # Persian, and so, likely, is its answer
@@ -90,11 +90,13 @@ def is_arabic(asked: str, answered: str, least: float) -> bool:
     return asks or len(latin_words(asked)) >= MATERIAL or names
 
 
-def is_prose(text: str) -> bool:
-    """Whether a text is in sentences of a language other than Arabic."""
+def is_prose(text: str, most: float = 0.05) -> bool:
+    """Whether a text is in sentences of a language other than Arabic: more than this share of its words are
+    such as no sentence does without.
+    """
     latin, words = latin_words(text), LETTERS.findall(text)
     others = len(words) - len(latin) - len(WORD.findall(text)) + len(foreign_words(text))
-    return others > 0 or len(PROSE.findall(text)) > 0.05 * len(latin)
+    return others > 0 or len(PROSE.findall(text)) > most * len(latin)
 
 
 def is_arabizi(*texts: str) -> bool:
