@@ -227,7 +227,8 @@ def test_a_vocabulary_without_the_markers_is_refused_with_the_template_that_need
 
 
 @pytest.mark.slow
-def test_answers_stop_only_where_the_rows_are_trained(project, tmp_path_factory, monkeypatch):
+def test_answers_end_in_the_stop_token_only_where_its_row_is_trained(project, tmp_path_factory, monkeypatch):
+    """Without that they run on, or end as the base's own texts do."""
     stops = {}
     for setting in ("auto", "never"):
         one = project.copy(tmp_path_factory.mktemp(setting) / "project")
@@ -236,6 +237,7 @@ def test_answers_stop_only_where_the_rows_are_trained(project, tmp_path_factory,
         for command in (["fetch", "instructions"], ["format", "instructions"], ["sft"]):
             one.run(sys.executable, "-m", f"stages.{command[0]}", *command[1:])
         evaluate.main("sft")
-        stops[setting] = json.loads((one.path / "metrics/sft.json").read_text())["stop_rate"]
+        table = json.loads((one.path / "metrics/tables/sft.json").read_text(encoding="utf-8"))["measures"]
+        stops[setting] = {row["measure"]: row["value"] for row in table}["stop_probability"]
     assert stops["auto"] > 0.9
     assert stops["never"] < 0.1
