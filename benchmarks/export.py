@@ -222,13 +222,16 @@ def rounding(export: Path) -> None:
 def rounded(export: Path, kind: str, matrix: "Importance | None") -> "PreTrainedModel":
     """What a GGUF file of this kind stands for."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from tools.export import gguf_file
 
+    config = AutoConfig.from_pretrained(export)  # transformers reads no head_dim from the file
     with tempfile.TemporaryDirectory() as name:
         gguf_file.write(export, Path(name) / "model.gguf", kind, matrix)
-        return AutoModelForCausalLM.from_pretrained(name, gguf_file="model.gguf", dtype=torch.float32).eval()
+        return AutoModelForCausalLM.from_pretrained(
+            name, gguf_file="model.gguf", config=config, dtype=torch.float32
+        ).eval()
 
 
 def predictions(model: "PreTrainedModel", rows: list[list[int]]) -> "list[torch.Tensor]":
