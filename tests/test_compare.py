@@ -83,6 +83,7 @@ def predictions(side: int) -> list[dict]:
         *odd,
         *rows("qa", shares(0.02 * side)),
         *rows("changed", [1.0] * 10, question="قديم" if side else "جديد"),
+        *rows("held-out", [None] * 6),
         *rows("acva" if side else "exams", [1.0]),
     ]
 
@@ -146,6 +147,7 @@ def test_two_commits(repo, capsys):
         ["qa", "60", "0.400 ± 0.018", "0.420 ± 0.018", "+0.020", "+0.016 … +0.024", "<0.0001", "better"],
         ["skills", "400", "0.623 ± 0.024", "0.677 ± 0.023", "+0.055", "+0.024 … +0.085", "0.0009", "better"],
         ["- changed: not compared: the benchmark changed, 10 questions or answers of the same id differ"],
+        ["- held-out: 6 answers that nothing scored: --judge asks a judge"],
         ["- mmlu: left out: 7 leaked, 3 with a fault or without a score, unpaired 5 of A and 5 of B"],
         ["- exams: only in A"],
         ["- acva: only in B"],

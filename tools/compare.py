@@ -331,6 +331,7 @@ class Paired:
     leaked: int
     unscored: int
     unpaired: dict[str, int]
+    has_scores: bool  # of any item: answers in words have none where no judge was asked
 
     def note(self) -> str:
         """What was left out, in one line; "" where nothing was."""
@@ -339,6 +340,8 @@ class Paired:
                 f"{self.benchmark}: not compared: the benchmark changed, {self.differ:,} questions or "
                 "answers of the same id differ"
             )
+        if not self.has_scores:
+            return f"{self.benchmark}: {self.unscored:,} answers that nothing scored: --judge asks a judge"
         left = [f"{self.leaked:,} leaked"] if self.leaked else []
         left += [f"{self.unscored:,} with a fault or without a score"] if self.unscored else []
         if unpaired := " and ".join(f"{n:,} of {side}" for side, n in self.unpaired.items() if n):
@@ -385,6 +388,7 @@ def pair(benchmark: str, tables: dict[str, pd.DataFrame]) -> Paired:
         int(leaked.sum()),
         int(unscored.sum()),
         {side: len(rows) - len(shared) for side, rows in zip(tables, by_id)},
+        any(rows["score"].notna().any() for rows in sides),
     )
 
 
