@@ -34,6 +34,12 @@ from stages.settings.stage import role_argument, stage
 from stages.text.prompts import TEMPLATES
 
 BENCHMARKS = Path("data/raw/benchmarks")
+CURES = {  # of what may be no fault of the rows
+    "too_long": "raise prompt.max_length",
+    "too_short": "lower format.min_answer",
+    "wrong_language": "`language: any` beside a dataset's rows lets all pass",
+    "near_duplicate": "`near_duplicates: 1` beside a dataset's rows keeps them",
+}
 MOST_WORKERS = 8  # each holds a tokenizer and a row group, about half a gigabyte
 
 
@@ -383,9 +389,10 @@ def gate(role: str, params: Params, report: dict, examples: dict[str, str]) -> N
     reasons = ", ".join(f"{count:,} {reason} ({examples[reason]})" for reason, count in most)
     if lost > params.format.max_dropped * report["rows"]:
         share = f"{lost:,} of {report['rows']:,} rows of {role} are lost"
+        cure = CURES.get(most[0][0], "raise format.max_dropped where that is right")
         raise Problem(
             f"format.max_dropped is {params.format.max_dropped}, but {share} ({reasons}): see "
-            f"data/reports/{role}.parquet"
+            f"data/reports/{role}.parquet; {cure}"
         )
     # Of sampled pairs none is held out: what is measured are the mixture's own.
     for split in ("train", "validation") if not role.startswith("sampled") else ("train",):

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from stages import base
 from stages import format as formatting
 from stages.gate import account, defects, duplicates, leaks, quality
+from stages.settings.errors import Problem
 from stages.settings.reader import read
 from stages.sources import layouts
 from stages.text import shingles
@@ -729,6 +730,16 @@ def test_too_great_a_loss_stops_the_stage_and_leaves_the_report(project, monkeyp
         formatting.main("instructions")
     assert not (project / "data/formatted/instructions").exists()
     assert len(parquet.read_table(project / "data/reports/instructions.parquet")) == 53
+
+
+@pytest.mark.parametrize(
+    ("reason", "cure"),
+    [("too_long", "raise prompt.max_length"), ("duplicate", "raise format.max_dropped where")],
+)
+def test_what_took_most_rows_names_its_cure(reason, cure):
+    report = {"rows": 10, "dropped": {"empty": 1, reason: 8}, "train": 1, "validation": 0}
+    with pytest.raises(Problem, match=f"instructions.parquet; {cure}"):
+        formatting.gate("instructions", read(), report, {"empty": "a:0", reason: "a:1"})
 
 
 def test_lengths_are_counted_to_the_last_row():
