@@ -149,6 +149,7 @@ def test_more_epochs_run_sft_and_what_follows(project):
     assert stages_run(project.run("dvc", "exp", "run", "-S", "sft.epochs=2").stdout) == {
         *CHECKS,
         "sft",
+        "sample@sft",  # in a second: no prompts are asked for
         "dpo",
         "evaluate@sft",
         "evaluate@dpo",
