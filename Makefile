@@ -2,7 +2,6 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PIP := python -m pip install --disable-pip-version-check
-TESTS ?= not long and not slow
 TEST := pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: repro test test-all lint gpu
@@ -14,7 +13,7 @@ repro: .venv/ready
 	    'Keep it: git add -A && git commit -m "Results of this machine"    (what comes next is compared with your last commit)'
 
 test: .venv/tests
-	$(TEST) -m "$(TESTS)"
+	$(TEST)
 
 test-all: .venv/tests
 	$(TEST) -m ""

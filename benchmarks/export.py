@@ -34,7 +34,6 @@ from stages.settings.params import Weights
 from stages.settings.stage import quiet
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
     from tools.export.importance import Importance
@@ -212,11 +211,15 @@ def rounding(export: Path) -> None:
     model, _ = checks.load(export)
     rows = parquet.read_table(HELD_OUT, columns=["input_ids"])["input_ids"].to_pylist()
     rows = rows[:: -(-len(rows) // TEXTS)]
-    expected, matrix = predictions(model, rows), importance.measure(export)
+    expected, matrix = [checks.next_tokens(model, row, len(row)) for row in rows], importance.measure(export)
     print(f"{export}, {len(rows)} held-out rows; the matrix of {matrix.rows} training rows; nats per token")
     for kind in importance.KINDS:
-        found = [divergence(expected, rounded(export, kind, one), rows) for one in (None, matrix)]
-        print(f"  {kind:8} {found[0]:8.4f} without, {found[1]:8.4f} with")
+        nats = []
+        for one in (None, matrix):
+            model = rounded(export, kind, one)
+            found = (checks.next_tokens(model, row, len(row)) for row in rows)
+            nats.append(checks.divergence(expected, found))
+        print(f"  {kind:8} {nats[0]:8.4f} without, {nats[1]:8.4f} with")
 
 
 def rounded(export: Path, kind: str, matrix: "Importance | None") -> "PreTrainedModel":
@@ -232,21 +235,6 @@ def rounded(export: Path, kind: str, matrix: "Importance | None") -> "PreTrained
         return AutoModelForCausalLM.from_pretrained(
             name, gguf_file="model.gguf", config=config, dtype=torch.float32
         ).eval()
-
-
-def predictions(model: "PreTrainedModel", rows: list[list[int]]) -> "list[torch.Tensor]":
-    """Log-probabilities of every next token: float (tokens, vocabulary) of each row."""
-    import torch
-
-    with torch.inference_mode():
-        return [model(input_ids=torch.tensor([row])).logits[0].float().log_softmax(-1) for row in rows]
-
-
-def divergence(expected: "list[torch.Tensor]", model: "PreTrainedModel", rows: list[list[int]]) -> float:
-    """Mean KL(unrounded ‖ rounded) of a token, in nats."""
-    found = predictions(model, rows)
-    total = sum((one.exp() * (one - other)).sum().item() for one, other in zip(expected, found))
-    return total / sum(map(len, rows))
 
 
 def measured(start: float) -> dict:

@@ -1,5 +1,6 @@
 """Does what was exported answer as the checkpoint does?"""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,18 +38,32 @@ def record(
     limit: int,
 ) -> Record:
     answers = generation.generate(model, tokenizer, prompts, stops, limit, "checkpoint")
-    logps = [next_tokens(model, tokenizer, prompt, answer.tokens) for prompt, answer in zip(prompts, answers)]
+    logps = [of_answer(model, tokenizer, prompt, answer.tokens) for prompt, answer in zip(prompts, answers)]
     return Record(
         prompts, [answer.tokens for answer in answers], [answer.stopped for answer in answers], logps
     )
 
 
-@torch.inference_mode()
-def next_tokens(
+def of_answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: tuple[int, ...]
 ) -> torch.Tensor:
-    ids = torch.tensor([[*tokenizer(prompt)["input_ids"], *answer]], device=model.device)
-    return model(input_ids=ids, logits_to_keep=len(answer) + 1).logits[0].float().log_softmax(-1).cpu()
+    """next_tokens from the prompt's last token on."""
+    return next_tokens(model, [*tokenizer(prompt)["input_ids"], *answer], len(answer) + 1)
+
+
+@torch.inference_mode()
+def next_tokens(model: PreTrainedModel, ids: list[int], last: int) -> torch.Tensor:
+    """Log-probabilities of what comes next, at the `last` of a text's token ids: float (last, vocabulary)."""
+    asked = torch.tensor([ids], device=model.device)
+    return model(input_ids=asked, logits_to_keep=last).logits[0].float().log_softmax(-1).cpu()
+
+
+def divergence(before: Iterable[torch.Tensor], after: Iterable[torch.Tensor]) -> float:
+    """Mean KL(before ‖ after) of a token, in nats, of log-probabilities as next_tokens gives them: one text
+    at a time, as a real vocabulary makes gigabytes of all.
+    """
+    kl = [nats for one, other in zip(before, after) for nats in (one.exp() * (one - other)).sum(-1).tolist()]
+    return sum(kl) / len(kl)
 
 
 def begins(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -77,19 +92,19 @@ def check_merged(folder: Path, expected: Record, limit: int) -> dict[str, float 
     answers = generation.generate(
         model, tokenizer, expected.prompts, model.generation_config.eos_token_id, limit, "merged"
     )
-    kl = []
-    for prompt, answer, before in zip(expected.prompts, expected.answers, expected.logps):
-        after = next_tokens(model, tokenizer, prompt, answer)
-        kl += (before.exp() * (before - after)).sum(-1).tolist()
-    divergence = abs(sum(kl) / len(kl))  # of equal distributions it rounds to either side of 0
-    if not divergence <= LIMIT:  # so that NaN fails, too
+    logps = (
+        of_answer(model, tokenizer, prompt, answer)
+        for prompt, answer in zip(expected.prompts, expected.answers)
+    )
+    nats = abs(divergence(expected.logps, logps))  # of equal distributions it rounds to either side of 0
+    if not nats <= LIMIT:  # so that NaN fails, too
         raise Problem(
-            f"the merged model is {divergence:.3f} nats per token from the checkpoint, more than rounding "
+            f"the merged model is {nats:.3f} nats per token from the checkpoint, more than rounding "
             f"explains ({LIMIT}), "
             "so it was not written. An adapter on embeddings that are tied to the head cannot be merged: "
             "leave embed_tokens out of sft.lora.targets"
         )
-    facts = {"divergence": round(divergence, 6), "prompts": len(answers)}
+    facts = {"divergence": round(nats, 6), "prompts": len(answers)}
     same = [one.tokens == answer for one, answer in zip(answers, expected.answers)]
     facts["same_answers"] = sum(same)
     return facts | {
